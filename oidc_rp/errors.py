@@ -1,0 +1,84 @@
+"""Every error of oidc_rp, divided by who has to act.
+
+    OIDCError
+    ├── ConfigurationError    our settings cannot be used: the developer
+    ├── TransportError        the OP cannot be reached or understood: the OP's operator, or the network's
+    ├── OPError               the OP said no, in its own words
+    ├── InvalidResponse       the OP's message, or the browser's, breaks the specification
+    │   ├── InvalidJOSE         a JWS that cannot be trusted, before we know what it is for
+    │   └── InvalidIdToken      an ID Token that fails a check of Core §3.1.3.7; .claim names it
+    └── LoginRefused          all is well formed, our policy says no
+
+Codes are stable: tests, logs and the reference in the README name them. Messages may change.
+No code, message, `expected` or `received` ever holds a token, authorization code, secret or state.
+"""
+
+
+class OIDCError(Exception):
+    """An error with a stable `code`, and what was expected and received where that is no secret."""
+
+    def __init__(
+        self, code: str, message: str = "", *, expected: object = None, received: object = None
+    ) -> None:
+        self.code = code
+        self.message = message or code
+        self.expected = expected
+        self.received = received
+        super().__init__(f"{code}: {self.message}")
+
+
+class ConfigurationError(OIDCError):
+    """The settings of this site or of one provider cannot be used."""
+
+
+class TransportError(OIDCError):
+    """The OP cannot be reached, is too slow, answers too much, or not in its own language."""
+
+
+class OPError(OIDCError):
+    """The OP answered with an error (RFC 6749 §4.1.2.1 and §5.2, Core §3.1.2.6).
+
+    error: the OP's `error`, e.g. "access_denied"; at most 64 characters of the spec's alphabet.
+    error_description: the OP's own words, cut short; whoever shows them escapes them.
+    """
+
+    def __init__(self, where: str, error: str, error_description: str = "") -> None:
+        self.error = error
+        self.error_description = error_description
+        code = error if error in KNOWN_OP_ERRORS else "error"
+        super().__init__(f"{where}.{code}", "the OP answered with an error", received=error)
+
+
+class InvalidResponse(OIDCError):
+    """A message from the OP or through the browser breaks the specification."""
+
+
+class InvalidJOSE(InvalidResponse):
+    """A JWS, JOSE header or key that is refused; `code` is bare ("alg"), its reader prefixes it."""
+
+
+class InvalidIdToken(InvalidResponse):
+    """An ID Token that fails a check; `claim` is the claim or header member that failed."""
+
+    def __init__(
+        self, claim: str, message: str = "", *, expected: object = None, received: object = None
+    ) -> None:
+        self.claim = claim
+        super().__init__(f"id_token.{claim}", message, expected=expected, received=received)
+
+
+class LoginRefused(OIDCError):
+    """The OP vouches for this person, and our policy still says no."""
+
+
+# RFC 6749 §4.1.2.1 and §5.2, Core §3.1.2.6, RFC 9126 §2.3, RFC 6750 §3.1, RFC 8707 §2, RFC 9470 §3
+KNOWN_OP_ERRORS = frozenset(
+    """
+    access_denied account_selection_required consent_required insufficient_scope
+    insufficient_user_authentication interaction_required invalid_client invalid_grant
+    invalid_request invalid_request_object invalid_request_uri invalid_scope invalid_target
+    invalid_token login_required registration_not_supported request_not_supported
+    request_uri_not_supported server_error temporarily_unavailable unauthorized_client
+    unmet_authentication_requirements unsupported_grant_type unsupported_response_type
+    """.split()
+)

@@ -1,0 +1,1 @@
+"""The specifications as values and pure functions: no Django, network, clock or settings."""

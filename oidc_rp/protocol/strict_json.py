@@ -1,0 +1,56 @@
+"""JSON from strangers, read once and strictly (RFC 8259; RFC 7515 §4; RFC 7519 §4)."""
+
+import json
+from typing import Any, NoReturn
+
+from ..errors import InvalidResponse
+
+
+def json_object(text: bytes | str, code: str) -> dict[str, Any]:
+    """Return the JSON object in `text`.
+
+    Refused, each as InvalidResponse with `code`: anything but an object, duplicate members,
+    NaN and infinities (1e999 too), text that is not UTF-8, strings with U+0000 or lone
+    surrogates (no database keeps them), numbers or nesting beyond what Python reads.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        value = _DECODER.decode(text)
+        if "\\u" in text:
+            _check_characters(value)
+    except (ValueError, RecursionError) as error:
+        raise InvalidResponse(code, "not strict JSON") from error
+    if not isinstance(value, dict):
+        raise InvalidResponse(code, "not a JSON object", received=type(value).__name__)
+    return value
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("duplicate member")
+    return members
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number - number != 0:  # an infinity
+        raise ValueError("not finite")
+    return number
+
+
+def _constant(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+def _check_characters(value: Any) -> None:
+    text = json.dumps(value, ensure_ascii=False)
+    text.encode("utf-8")  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
+    if "\\u0000" in text:
+        raise ValueError("U+0000")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_members, parse_float=_finite, parse_constant=_constant
+)
