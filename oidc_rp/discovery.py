@@ -1,0 +1,179 @@
+"""What an OP publishes, metadata and keys: fetched lazily, checked, kept (M46, M47).
+
+Two levels: checked values in this process, and the text in Django's cache, so that all workers
+share one fetch. A value is fresh for an hour and good for a day while the OP is down.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from typing import Any, Generic, TypeVar
+
+from django.core.cache import cache
+
+from .conf import Provider
+from .errors import InvalidResponse, OIDCError
+from .protocol import jose
+from .protocol.metadata import ProviderMetadata, discovery_url, read_provider_metadata
+from .protocol.strict_json import json_object
+from .transport import Transport
+
+logger = logging.getLogger("oidc_rp")
+
+FRESH = 60 * 60
+STALE = 24 * 60 * 60
+RETRY = 5
+FORCED_FETCHES = 3
+FORCED_WINDOW = 60
+
+T = TypeVar("T")
+
+
+class Published(Generic[T]):
+    """One JSON document at one URL of the OP, as the value that `read` makes of it."""
+
+    def __init__(self, transport: Transport, url: str, read: Callable[[dict[str, Any]], T]) -> None:
+        self._transport = transport
+        self._url = url
+        self._read = read
+        self._key = "oidc_rp:" + sha256(url.encode()).hexdigest()[:32]
+        self._lock = threading.Lock()  # one fetch at a time in this process
+        self._value: T | None = None
+        self._fetched_at = 0.0
+        self._failed_at = 0.0
+        self._failure: OIDCError | None = None
+
+    def get(self) -> T:
+        """Return the value. Raises TransportError or InvalidResponse when none can be had."""
+        value = self._value
+        if value is not None and time.time() < self._fetched_at + FRESH:
+            return value
+        # Whoever still has a value goes on with it while somebody else fetches.
+        if self._lock.acquire(blocking=value is None):
+            try:
+                self._renew()
+            finally:
+                self._lock.release()
+        if self._value is None or time.time() > self._fetched_at + STALE:
+            raise self._failure or InvalidResponse("discovery.stale", "nothing recent to go on")
+        return self._value
+
+    def newer(self) -> T | None:
+        """Fetch once more because the value did not do; None when there is nothing newer.
+
+        At most 3 times a minute for all processes together, stamped before the fetch; with no
+        cache to count in, never.
+        """
+        asked_at = time.time()
+        with self._lock:
+            if self._fetched_at >= asked_at or self._adopt_shared():
+                return self._value
+            if not self._may_force():
+                return None
+            try:
+                self._fetch()
+            except OIDCError as error:
+                logger.warning("keys not fetched again", extra={"code": error.code})
+                return None
+            return self._value
+
+    def _renew(self) -> None:
+        now = time.time()
+        if now < self._fetched_at + FRESH or now < self._failed_at + RETRY:
+            return
+        if self._adopt_shared() and now < self._fetched_at + FRESH:
+            return
+        self._may_force()  # counts, but does not ask: without a value nobody can sign in
+        try:
+            self._fetch()
+        except OIDCError as error:
+            self._failed_at, self._failure = now, error
+            logger.warning(
+                "OP document not fetched code=%s", error.code, extra={"code": error.code}
+            )
+
+    def _fetch(self) -> None:
+        asked_at = time.time()
+        answer = self._transport.get(self._url)
+        if answer.status != 200:
+            raise InvalidResponse("discovery.status", expected=200, received=answer.status)
+        document = json_object(answer.body, "discovery.json")
+        self._take(document, asked_at)
+        _shared_set(self._key, {"document": document, "fetched_at": asked_at})
+
+    def _adopt_shared(self) -> bool:
+        """Take what another process fetched after us; it is checked again, like any document."""
+        shared = _shared_get(self._key)
+        if not isinstance(shared, dict) or shared["fetched_at"] <= self._fetched_at:
+            return False
+        try:
+            self._take(shared["document"], shared["fetched_at"])
+        except OIDCError:
+            return False
+        return True
+
+    def _take(self, document: dict[str, Any], fetched_at: float) -> None:
+        value = self._read(document)
+        if isinstance(self._value, ProviderMetadata) and isinstance(value, ProviderMetadata):
+            _tell_changes(self._value, value)
+        self._value, self._fetched_at, self._failure = value, fetched_at, None
+
+    def _may_force(self) -> bool:
+        stamp = f"{os.getpid()}.{time.monotonic_ns()}"
+        try:
+            for slot in range(FORCED_FETCHES):
+                key = f"{self._key}:forced:{slot}"
+                if cache.add(key, stamp, FORCED_WINDOW):
+                    return bool(cache.get(key) == stamp)  # a cache that keeps nothing cannot count
+        except Exception:  # each cache backend has its own kinds
+            logger.warning("the cache fails: no keys are fetched out of turn", exc_info=True)
+        return False
+
+
+def published_metadata(provider: Provider, transport: Transport) -> Callable[[], ProviderMetadata]:
+    """Return what returns the OP's metadata: discovered, overridden, or all from METADATA."""
+    override = {name: value for name, value in provider.metadata.items() if name != "issuer"}
+
+    def read(document: Mapping[str, Any]) -> ProviderMetadata:
+        return read_provider_metadata(
+            {**document, **override}, provider.issuer, loopback_http=provider.allow_loopback_http
+        )
+
+    if "authorization_endpoint" in override and "token_endpoint" in override:
+        fixed = read({"issuer": provider.issuer})
+        return lambda: fixed
+    return Published(transport, discovery_url(provider.issuer), read).get
+
+
+def published_keys(transport: Transport, jwks_uri: str) -> "Published[jose.KeySet]":
+    """Return the OP's key set (Core §10.1.1)."""
+    return Published(transport, jwks_uri, jose.read_jwks)
+
+
+def _tell_changes(old: ProviderMetadata, new: ProviderMetadata) -> None:
+    before, after = old.endpoints(), new.endpoints()
+    if before != after:
+        changed = sorted(name for name in before | after if before.get(name) != after.get(name))
+        logger.warning(
+            "the OP's endpoints changed issuer=%s changed=%s",
+            new.issuer,
+            changed,
+            extra={"code": "discovery.changed", "issuer": new.issuer, "changed": changed},
+        )
+
+
+def _shared_get(key: str) -> Any:
+    try:
+        return cache.get(key)
+    except Exception:  # as above: a cache that fails is a cache that has nothing
+        return None
+
+
+def _shared_set(key: str, value: Any) -> None:
+    try:
+        cache.set(key, value, STALE)
+    except Exception:
+        logger.warning("the cache fails: the OP's documents are not shared", exc_info=True)

@@ -1,0 +1,276 @@
+"""One provider and this site as its client: asks the OP, believes only what the protocol proves."""
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.utils import timezone
+
+from . import conf
+from .discovery import Published, published_keys, published_metadata
+from .errors import ConfigurationError, InvalidIdToken, InvalidResponse, TransportError
+from .protocol import jose
+from .protocol.authentication import (
+    PROTECTED_PARAMETERS,
+    AuthenticationRequest,
+    authentication_request,
+    authorization_url,
+    read_authentication_response,
+    read_pushed_response,
+    request_parameters,
+)
+from .protocol.id_token import ExpectedIdToken, IdTokenClaims, check_at_hash, validate_id_token
+from .protocol.metadata import ProviderMetadata
+from .protocol.strict_json import json_object
+from .protocol.token_endpoint import (
+    ClientAuthentication,
+    TokenResponse,
+    authenticate_client,
+    choose_auth_method,
+    code_request,
+    read_token_response,
+)
+from .protocol.tokens import AccessToken, AuthorizationCode, IdToken
+from .protocol.userinfo import read_userinfo_response
+from .transport import Answer, Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Somebody signed in: validated claims, and the tokens that came with them.
+
+    userinfo: the claims of the UserInfo endpoint, about the same `sub`; empty when not asked.
+    """
+
+    provider: conf.Provider
+    id_token: IdTokenClaims
+    userinfo: Mapping[str, Any]
+    tokens: TokenResponse
+
+
+class RelyingParty:
+    """This site as a client of one provider. Safe to share between threads."""
+
+    def __init__(self, provider: conf.Provider, clock: Callable[[], datetime] = timezone.now):
+        self.provider = provider
+        self._clock = clock
+        self._transport = Transport(timeout=provider.timeout, ca_bundle=provider.ca_bundle)
+        self.metadata = published_metadata(provider, self._transport)
+        self._keys: Published[jose.KeySet] | None = None
+        self._keys_uri: str | None = None
+
+    # The login
+
+    def begin_login(
+        self, redirect_uri: str, additional: Mapping[str, Any]
+    ) -> tuple[str, AuthenticationRequest]:
+        """Return where to send the browser, and the request to keep until it comes back.
+
+        additional: further parameters, e.g. prompt, login_hint, ui_locales, claims (a dict).
+        """
+        provider, metadata = self.provider, self.metadata()
+        request = authentication_request(
+            secrets.token_urlsafe,
+            issuer=provider.issuer,
+            client_id=provider.client_id,
+            redirect_uri=redirect_uri,
+            scope=provider.scope,
+            response_mode=provider.response_mode,
+            max_age=provider.default_max_age,
+            acr_values=provider.default_acr_values,
+        )
+        parameters = request_parameters(request, _additional(additional))
+        if (
+            provider.require_pushed_authorization_requests
+            or metadata.require_pushed_authorization_requests
+        ):
+            parameters = self._push(parameters, metadata)
+        return authorization_url(metadata.authorization_endpoint, parameters), request
+
+    def finish_login(
+        self,
+        parameters: Mapping[str, Sequence[str]],
+        response_mode: str,
+        request: AuthenticationRequest,
+    ) -> Login:
+        """Return the login that the response to `request` proves; nothing is asked of the OP
+        after a check has failed."""
+        code = read_authentication_response(
+            parameters,
+            request,
+            response_mode=response_mode,
+            issuers=self.provider.issuers(),
+            iss_required=self.metadata().authorization_response_iss_parameter_supported,
+        )
+        tokens = self._spend(code, request)
+        if tokens.id_token is None:
+            raise InvalidResponse("token.id_token", "missing")
+        id_token = self._validated(tokens.id_token, request)
+        check_at_hash(id_token, tokens.access_token)
+        userinfo = self._userinfo(tokens.access_token, id_token)
+        return Login(self.provider, id_token, userinfo, tokens)
+
+    # Its steps
+
+    def _push(self, parameters: Mapping[str, str], metadata: ProviderMetadata) -> dict[str, str]:
+        """Push the request; only its reference goes through the browser (RFC 9126 §4).
+
+        There is no falling back to the query: whoever asked for PAR relies on it.
+        """
+        endpoint = metadata.pushed_authorization_request_endpoint
+        if endpoint is None:
+            raise InvalidResponse("par.endpoint", "the OP's metadata names none")
+        answer = self._post(endpoint, parameters)
+        request_uri = read_pushed_response(answer.status, _document(answer, "par.json"))
+        return {"client_id": self.provider.client_id, "request_uri": request_uri}
+
+    def _spend(self, code: AuthorizationCode, request: AuthenticationRequest) -> TokenResponse:
+        sent_at = self._clock()
+        answer = self._post(self.metadata().token_endpoint, code_request(code, request))
+        return read_token_response(
+            answer.status,
+            _document(answer, "token.json"),
+            requested_scope=request.scope,
+            sent_at=sent_at,
+        )
+
+    def _post(self, endpoint: str, parameters: Mapping[str, str]) -> Answer:
+        provider = self.provider
+        supported = self.metadata().token_endpoint_auth_methods_supported
+        client = ClientAuthentication(
+            client_id=provider.client_id,
+            method=provider.token_endpoint_auth_method
+            or choose_auth_method(supported, provider.client_secret),
+            client_secret=provider.client_secret,
+            private_key=provider.private_jwk,
+            signing_alg=provider.token_endpoint_auth_signing_alg,
+        )
+        form, headers = authenticate_client(
+            parameters,
+            client,
+            issuer=provider.issuer,
+            now=self._clock(),
+            random=secrets.token_urlsafe,
+        )
+        return self._transport.post(endpoint, form, headers)
+
+    def _validated(self, id_token: IdToken, request: AuthenticationRequest) -> IdTokenClaims:
+        """Validate with the keys at hand, and once more when the OP has newer ones (§10.1.1)."""
+        provider = self.provider
+        expected = ExpectedIdToken(
+            issuer=request.issuer,
+            client_id=request.client_id,
+            algorithms=self._algorithms(
+                provider.id_token_signed_response_alg,
+                self.metadata().id_token_signing_alg_values_supported,
+            ),
+            nonce=request.nonce,
+            leeway=provider.login_leeway,
+            trusted_audiences=provider.trusted_audiences,
+            max_age=request.max_age,
+            acr_values=request.acr_values,
+            tenants=provider.tenants,
+        )
+        hmac = expected.algorithms <= jose.HMAC_ALGORITHMS
+        keys = self._hmac_keys() if hmac else self._published_keys().get()
+        try:
+            return validate_id_token(id_token, expected, keys, self._clock())
+        except InvalidIdToken as error:
+            if hmac or error.claim not in ("kid", "signature"):
+                raise
+            newer = self._published_keys().newer()
+            if newer is None:
+                raise
+        return validate_id_token(id_token, expected, newer, self._clock())
+
+    def _userinfo(self, access_token: AccessToken, id_token: IdTokenClaims) -> Mapping[str, Any]:
+        provider, metadata = self.provider, self.metadata()
+        if not provider.userinfo or metadata.userinfo_endpoint is None:
+            return {}
+        answer = self._transport.get(
+            metadata.userinfo_endpoint, {"Authorization": f"Bearer {access_token.reveal()}"}
+        )
+        if answer.status != 200:
+            raise InvalidResponse("userinfo.status", expected=200, received=answer.status)
+        algorithms = self._algorithms(
+            provider.userinfo_signed_response_alg, metadata.userinfo_signing_alg_values_supported
+        )
+        return read_userinfo_response(
+            answer.body,
+            answer.content_type,
+            sub=id_token.sub,
+            iss=id_token.iss,
+            client_id=provider.client_id,
+            keys=self._hmac_keys
+            if algorithms and algorithms <= jose.HMAC_ALGORITHMS
+            else lambda: self._published_keys().get(),
+            algorithms=algorithms,
+            must_be_signed=provider.userinfo_signed_response_alg is not None,
+        )
+
+    # Keys
+
+    def _algorithms(self, configured: str | None, published: Sequence[str]) -> frozenset[str]:
+        """The settings decide; else the metadata, but never for HMAC (RFC 8725 §3.1)."""
+        if configured is not None:
+            return frozenset({configured})
+        return jose.ASYMMETRIC_ALGORITHMS & frozenset(published)
+
+    def _hmac_keys(self) -> jose.KeySet:
+        secret = self.provider.client_secret
+        if secret is None:
+            raise ConfigurationError("configuration.client_secret", "HMAC needs CLIENT_SECRET")
+        return jose.hmac_keys(secret)
+
+    def _published_keys(self) -> Published[jose.KeySet]:
+        jwks_uri = self.metadata().jwks_uri
+        if jwks_uri is None:
+            raise InvalidResponse("discovery.jwks_uri", "the OP's metadata names none")
+        if self._keys is None or self._keys_uri != jwks_uri:
+            self._keys, self._keys_uri = published_keys(self._transport, jwks_uri), jwks_uri
+        return self._keys
+
+
+def _document(answer: Answer, code: str) -> dict[str, Any]:
+    """The JSON object of an answer; an error page of some proxy is told by its status."""
+    try:
+        return json_object(answer.body, code)
+    except InvalidResponse:
+        if answer.status != 200:
+            raise TransportError("transport.status", received=answer.status) from None
+        raise
+
+
+def _additional(parameters: Mapping[str, Any]) -> dict[str, str]:
+    if wrong := PROTECTED_PARAMETERS & set(parameters):
+        raise ConfigurationError(
+            "configuration.parameters", f"these cannot be set: {', '.join(sorted(wrong))}"
+        )
+    return {
+        name: json.dumps(value) if isinstance(value, dict) else str(value)
+        for name, value in parameters.items()
+        if value is not None
+    }
+
+
+_relying_parties: dict[str, RelyingParty] = {}
+
+
+def relying_party(slug: str) -> RelyingParty:
+    """Return the relying party of this slug, with its caches, for as long as its settings stay.
+
+    Raises ConfigurationError as conf.provider does.
+    """
+    provider = conf.provider(slug)
+    known = _relying_parties.get(slug)
+    if known is None or known.provider is not provider:
+        known = _relying_parties[slug] = RelyingParty(provider)
+    return known
+
+
+# A forked worker must not share its parent's connections to the OP.
+os.register_at_fork(after_in_child=_relying_parties.clear)

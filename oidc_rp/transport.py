@@ -1,0 +1,199 @@
+"""HTTP to the provider, and nothing else: one hardened door (M41 to M45).
+
+No redirects, a total deadline, a cap on the decoded body, nothing believed from the environment
+(proxies, .netrc, CA bundles), TLS 1.2 or newer and always verified, no cookies kept.
+"""
+
+import io
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
+from urllib3.util.ssl_ import create_urllib3_context
+
+from .errors import TransportError
+
+MAX_BODY = 1024 * 1024
+"""Octets of the largest decoded answer that is read; discovery documents and key sets are ~10 kB."""
+
+CONNECT_TIMEOUT = 3.0
+"""Seconds for one address to accept a connection, TLS handshake included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the OP answered, whole and within bounds."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.status} {self.content_type}: {len(self.body)} octets>"
+
+
+class Transport:
+    """The one way to an OP.
+
+    timeout: seconds that a whole call may take, from connecting to the last octet of the body.
+    ca_bundle: path of a PEM file that replaces the public certificate authorities.
+    """
+
+    def __init__(self, *, timeout: float, ca_bundle: str | None = None) -> None:
+        self._timeout = timeout
+        self._verify = ca_bundle or True
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.headers.clear()
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        for scheme in ("https://", "http://"):
+            self._session.mount(scheme, _DeadlineAdapter())
+
+    def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """GET `url`. Raises TransportError; any HTTP status but a redirect is an answer."""
+        return self._send(requests.Request("GET", url, headers=dict(headers or {})))
+
+    def post(
+        self, url: str, form: Mapping[str, str], headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """POST `form`, form-encoded. Raises TransportError as get does."""
+        return self._send(requests.Request("POST", url, headers=dict(headers or {}), data=form))
+
+    def _send(self, request: requests.Request) -> Answer:
+        request.headers = _HEADERS | dict(request.headers)
+        try:
+            with self._session.send(
+                self._session.prepare_request(request),
+                allow_redirects=False,
+                stream=True,
+                verify=self._verify,
+                timeout=Timeout(  # type: ignore[arg-type]  # requests hands it on as it is
+                    total=self._timeout, connect=min(CONNECT_TIMEOUT, self._timeout)
+                ),
+            ) as response:
+                return _read(response)
+        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+            raise _translated(error) from error
+
+
+_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "oidc_rp"}
+
+
+def _read(response: requests.Response) -> Answer:
+    if 300 <= response.status_code < 400:
+        raise TransportError(
+            "transport.redirect", "redirects are not followed", received=response.status_code
+        )
+    body = response.raw.read(MAX_BODY + 1, decode_content=False)
+    body = _decoded(body, response.headers.get("Content-Encoding", "identity").strip().lower())
+    if len(body) > MAX_BODY:
+        raise TransportError("transport.too_large", expected=f"<= {MAX_BODY} octets")
+    return Answer(response.status_code, response.headers.get("Content-Type", ""), body)
+
+
+def _decoded(body: bytes, encoding: str) -> bytes:
+    """Undo a compression that was not asked for, as far as one octet beyond the cap."""
+    if encoding in ("identity", ""):
+        return body
+    if encoding not in ("gzip", "x-gzip", "deflate") or len(body) > MAX_BODY:
+        raise TransportError("transport.encoding", expected="identity", received=encoding[:64])
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, MAX_BODY + 1)
+    except zlib.error as error:
+        raise TransportError("transport.encoding", "broken compression") from error
+
+
+def _translated(error: Exception) -> TransportError:
+    """One of our codes for what requests, urllib3 and the socket raise; their text is not kept,
+    because it holds the URL."""
+    if isinstance(error, requests.exceptions.SSLError):
+        return TransportError("transport.tls", "the certificate or the TLS version is refused")
+    if isinstance(error, requests.ConnectTimeout):  # a ConnectionError, too
+        return TransportError("transport.timeout", "no connection in time")
+    timed_out = (requests.Timeout, TimeoutError)
+    if isinstance(error, timed_out) or "timed out" in str(error):
+        return TransportError("transport.timeout", "no whole answer in time")
+    return TransportError("transport.broken", "no connection, or no whole answer")
+
+
+class _DeadlineReader(io.RawIOBase):
+    """Reads from a socket until a moment, not for a time per read: drops do not fill a bucket."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._file = sock.makefile("rb", buffering=0)
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(remaining)
+        return self._file.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _DeadlineSocket:
+    """A socket whose timeout counts from when it is set to the end of the answer."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._deadline = 0.0
+
+    def settimeout(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._sock.settimeout(seconds)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_DeadlineReader(self._sock, self._deadline))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class _Deadline:
+    sock: Any
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        self.sock = _DeadlineSocket(self.sock)
+
+
+class _HTTPConnection(_Deadline, HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_Deadline, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+class _DeadlineAdapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        context = create_urllib3_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        super().init_poolmanager(*args, ssl_context=context, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
