@@ -1,0 +1,286 @@
+"""Verified claims -> user: find, link, create, refuse (Core §5.7, M33 to M38).
+
+A person is (iss, sub). No e-mail address or name ever selects a user here, unless the site says so
+twice: by a hook or an option of its own, and by an account that passes every condition below.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.models import Group
+from django.core.exceptions import (
+    FieldDoesNotExist,
+    PermissionDenied,
+    SuspiciousOperation,
+    ValidationError,
+)
+from django.db import DataError, IntegrityError, models, transaction
+from django.utils import timezone
+
+from .conf import Provider
+from .errors import LoginRefused
+from .models import Identity
+from .relying_party import Login
+
+# About the token or the sign-in, not about the person; UserInfo has no say in them.
+_PROTOCOL_CLAIMS = frozenset(
+    "iss sub aud exp iat nbf jti azp auth_time nonce acr amr sid at_hash c_hash s_hash".split()
+)
+_TRANSIENT_CLAIMS = frozenset("nonce at_hash c_hash s_hash".split())
+_BOOLEAN_CLAIMS = ("email_verified", "phone_number_verified")
+_BOOLEANS = {"true": True, "false": False}
+FRESH = timedelta(minutes=5)
+"""How long ago a local login may be that confirms a link."""
+
+
+class VerifiedClaims(dict[str, Any]):
+    """The claims of one sign-in after every check, `iss` and `sub` always among them."""
+
+    def __init__(self, claims: Mapping[str, Any], provider: Provider) -> None:
+        super().__init__(claims)
+        self.provider = provider
+
+    def look_up(self, path: str) -> Any:
+        """The claim of this name, or else what a path of names joined by dots leads to; or None."""
+        if path in self:
+            return self[path]
+        found: Any = self
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+
+class AccountHooks(Protocol):
+    """What a site may decide about accounts, with the names of mozilla-django-oidc."""
+
+    def verify_claims(self, claims: Any) -> bool: ...
+    def filter_users_by_claims(self, claims: Any) -> Any: ...
+    def create_user(self, claims: Any) -> Any: ...
+    def update_user(self, user: Any, claims: Any) -> Any: ...
+    def describe_user_by_claims(self, claims: Any) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The user that a login belongs to. linked: the identity is new to this site."""
+
+    user: AbstractBaseUser
+    identity: Identity
+    linked: bool
+
+
+def account_for(login: Login, hooks: AccountHooks, local_user: Any = None) -> Account:
+    """Return the account of whoever signed in, made or linked now if the settings want that.
+
+    local_user: who has just signed in on this site by other means and asked to link, or None.
+    Raises LoginRefused "account.<why>".
+    """
+    claims = verified_claims(login)
+    try:
+        _check_claims(claims, hooks)
+        identity, linked = Identity.objects.find(claims["iss"], claims["sub"]), False
+        if identity is None:
+            identity, linked = _new_identity(claims, hooks, local_user)
+        if not identity.user.is_active:
+            raise LoginRefused("account.inactive", "the local user is not active")
+        with transaction.atomic():
+            user = identity.user if linked else hooks.update_user(identity.user, claims)
+            _apply_groups(user, claims)
+            if not linked:
+                _note_login(identity, claims)
+    except (SuspiciousOperation, PermissionDenied) as error:
+        raise LoginRefused("account.hook", "a hook of this site refused") from error
+    except (IntegrityError, DataError) as error:
+        raise LoginRefused("account.collision", "these details cannot be stored") from error
+    return Account(user, identity, linked)
+
+
+def verified_claims(login: Login) -> VerifiedClaims:
+    """ID Token and UserInfo as one; the ID Token is signed and wins. Null means not said."""
+    claims = {k: v for k, v in login.userinfo.items() if k not in _PROTOCOL_CLAIMS}
+    claims |= {k: v for k, v in login.id_token.claims.items() if v is not None}
+    claims = {k: v for k, v in claims.items() if v is not None and k not in _TRANSIENT_CLAIMS}
+    for name in _BOOLEAN_CLAIMS:
+        if isinstance(claims.get(name), str):
+            claims[name] = _BOOLEANS.get(claims[name].lower(), claims[name])
+    return VerifiedClaims(claims, login.provider)
+
+
+def user_fields(claims: VerifiedClaims) -> dict[str, Any]:
+    """What CLAIMS says of this user's fields; a value that does not fit its field is left out."""
+    model, values = get_user_model(), {}
+    for name, claim in claims.provider.claims.items():
+        try:
+            field = model._meta.get_field(name)
+            value = claims.look_up(claim)
+            if value is not None and isinstance(field, models.Field):
+                values[name] = field.clean(_fitting(field, value), None)
+        except (FieldDoesNotExist, ValidationError, TypeError, ValueError):
+            continue
+    return values
+
+
+def set_fields(user: Any, values: Mapping[str, Any]) -> None:
+    """Store what differs, in one statement, or nothing at all."""
+    changed = [name for name, value in values.items() if getattr(user, name) != value]
+    for name in changed:
+        setattr(user, name, values[name])
+    if changed:
+        user.save(update_fields=changed)
+
+
+def _fitting(field: "models.Field[Any, Any]", value: Any) -> Any:
+    if isinstance(field, models.BooleanField) and isinstance(value, str):
+        return _BOOLEANS[value.lower()] if value.lower() in _BOOLEANS else value
+    if isinstance(value, dict | list) and not isinstance(field, models.JSONField):
+        raise ValueError("a structure in a plain field")
+    return value
+
+
+def _check_claims(claims: VerifiedClaims, hooks: AccountHooks) -> None:
+    if not hooks.verify_claims(claims):
+        raise LoginRefused("account.claims", "verify_claims of this site refused")
+    domains = claims.provider.email_domains
+    if domains and not (_vouched_email(claims) and email_domain(claims["email"]) in domains):
+        raise LoginRefused("account.email_domain", expected=sorted(domains))
+
+
+def email_domain(email: str) -> str | None:
+    """The domain of an address with exactly one "@", in lower case; None where that is unclear."""
+    local_part, _, domain = email.strip().rpartition("@")
+    if not local_part or not domain or "@" in local_part or not domain.isascii():
+        return None
+    return domain.lower().rstrip(".")
+
+
+def _vouched_email(claims: VerifiedClaims) -> bool:
+    """Whether the OP vouches for the address. A tenant may write any address into its directory;
+    there it takes the claim that says the tenant owns the domain, and immutable ids (M34)."""
+    if not isinstance(claims.get("email"), str):
+        return False
+    if claims.provider.tenants:
+        owned = claims.get("xms_edov") in (True, 1, "1", "true")
+        return owned and all(isinstance(claims.get(name), str) for name in ("oid", "tid"))
+    return claims.get("email_verified") is True
+
+
+def _new_identity(
+    claims: VerifiedClaims, hooks: AccountHooks, local_user: Any
+) -> tuple[Identity, bool]:
+    """Link to a user that the site chose, or make one, and the identity with it, or neither."""
+    user = _chosen_user(claims, hooks) or _user_by_email(claims, local_user)
+    if user is None and not claims.provider.create_users:
+        about = hooks.describe_user_by_claims(claims)
+        raise LoginRefused("account.unknown", f"no user for {about}")
+    try:
+        with transaction.atomic():
+            if user is None:
+                user = hooks.create_user(claims)
+                if user is None:
+                    raise LoginRefused("account.hook", "create_user of this site made nobody")
+            identity = Identity.objects.create(
+                user=user,
+                provider=claims.provider.slug,
+                iss=claims["iss"],
+                sub=claims["sub"],
+                claims=dict(claims),
+            )
+            return identity, True
+    except IntegrityError:
+        # Either the same person came twice at once, and the other request made the identity; or
+        # name or address are somebody else's, and that is no reason to become somebody else.
+        found = Identity.objects.find(claims["iss"], claims["sub"])
+        if found is None:
+            raise
+        return found, False
+
+
+def _chosen_user(claims: VerifiedClaims, hooks: AccountHooks) -> Any:
+    """The one user that the site's filter_users_by_claims names, if it may be linked (M34)."""
+    users: Sequence[Any] = list(hooks.filter_users_by_claims(claims)[:2])
+    if not users:
+        return None
+    return _linkable(users, claims)
+
+
+def _user_by_email(claims: VerifiedClaims, local_user: Any) -> Any:
+    """The account that carries the OP's verified address, once its owner has signed in locally."""
+    is_verified = claims.provider.dangerously_link_by_email
+    if is_verified is None or not _vouched_email(claims):
+        return None
+    model: Any = get_user_model()
+    same_email = {f"{model.get_email_field_name()}__iexact": claims["email"]}
+    users = list(model._default_manager.filter(**same_email)[:2])
+    if not users:
+        return None
+    user = _linkable(users, claims)
+    if not is_verified(user):
+        raise LoginRefused("account.match", "this site has not verified the address")
+    if local_user is None or local_user.pk != user.pk:
+        raise LoginRefused("account.confirm", "a fresh local login must confirm the link")
+    return user
+
+
+def _linkable(users: Sequence[Any], claims: VerifiedClaims) -> Any:
+    """The user, if it is exactly one, nobody privileged, and no other subject's at this OP."""
+    user = users[0]
+    if len(users) > 1:
+        raise LoginRefused("account.match", "more than one user matches")
+    if not user.is_active:
+        raise LoginRefused("account.inactive", "the local user is not active")
+    if getattr(user, "is_staff", False) or getattr(user, "is_superuser", False):
+        raise LoginRefused("account.match", "a privileged user is linked by hand only")
+    if Identity.objects.filter(user=user, iss=claims["iss"]).exists():
+        raise LoginRefused("account.match", "the user is linked to another subject of this OP")
+    return user
+
+
+def freshly_signed_in(user: Any) -> bool:
+    """Whether this user's last login on this site is fresh enough to confirm a link."""
+    last_login = getattr(user, "last_login", None)
+    return last_login is not None and timezone.now() - last_login < FRESH
+
+
+def _note_login(identity: Identity, claims: VerifiedClaims) -> None:
+    identity.claims, identity.last_login_at = dict(claims), timezone.now()
+    identity.provider = claims.provider.slug
+    identity.save(update_fields=["claims", "last_login_at", "provider"])
+
+
+def _apply_groups(user: Any, claims: VerifiedClaims) -> None:
+    """Give and take what GROUPS, STAFF_GROUPS and SUPERUSER_GROUPS name, and nothing else.
+
+    A claim that is not there, or null, changes nothing; an empty list takes all of it away.
+    """
+    provider = claims.provider
+    if provider.groups_claim is None:
+        return
+    values = _group_values(claims.look_up(provider.groups_claim))
+    if values is None:
+        return
+    flags = {"is_staff": provider.staff_groups, "is_superuser": provider.superuser_groups}
+    set_fields(
+        user, {name: bool(values & given) for name, given in flags.items() if given is not None}
+    )
+    managed = set(provider.groups.values())
+    wanted = {group for value, group in provider.groups.items() if value in values}
+    if managed:
+        has = set(user.groups.filter(name__in=managed).values_list("name", flat=True))
+        user.groups.remove(*Group.objects.filter(name__in=has - wanted))
+        user.groups.add(*_groups(wanted - has))
+
+
+def _group_values(claim: Any) -> frozenset[str] | None:
+    if isinstance(claim, str):
+        return frozenset({claim})
+    if not isinstance(claim, list):
+        return None
+    return frozenset(item for item in claim if isinstance(item, str))
+
+
+def _groups(names: Iterable[str]) -> list[Group]:
+    return [Group.objects.get_or_create(name=name)[0] for name in sorted(names)]

@@ -1,0 +1,18 @@
+from django.apps import AppConfig, apps
+from django.utils.translation import gettext_lazy as _
+
+
+class OIDCRelyingPartyConfig(AppConfig):
+    name = "oidc_rp"
+    verbose_name = _("OpenID Connect")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from . import checks  # noqa: F401 - registers them
+
+        if apps.is_installed("django.contrib.admin"):
+            from django.contrib import admin
+
+            # The login page of the default admin site gets our buttons, unless it has its own.
+            if admin.site.login_template is None:
+                admin.site.login_template = "oidc_rp/admin_login.html"

@@ -1,0 +1,202 @@
+"""What the browser's session remembers of a login: before it, and after it.
+
+Before: the pending logins, keyed by `state`, so that a response is worth nothing without the
+cookie of the browser that asked (M4 to M6). After: who is signed in through which provider.
+"""
+
+import logging
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from json import dumps
+from typing import Any
+
+from django.contrib.sessions.backends.base import SessionBase, UpdateError
+from django.core.cache import cache
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.crypto import salted_hmac
+
+from .errors import InvalidResponse
+from .protocol.authentication import AuthenticationRequest
+from .relying_party import Login
+
+logger = logging.getLogger("oidc_rp")
+
+PENDING = "oidc_rp_pending"
+CURRENT = "oidc_rp_login"
+MAX_PENDING = 7
+MAX_SIZE = 3000
+"""Characters of all pending logins as JSON: with signed_cookies they share 4 kB with the rest."""
+LIFETIME = 600
+"""Seconds from the start of a login to its callback."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingLogin:
+    """An authentication request on its way, and where to go after it.
+
+    created_at: seconds since the epoch. next_url: checked when it was stored, and again at use.
+    by_post: started by a form of ours, with its CSRF token; only then may it link an account.
+    """
+
+    provider: str
+    request: AuthenticationRequest
+    next_url: str
+    created_at: float
+    by_post: bool = False
+
+
+def remember(session: SessionBase, pending: PendingLogin) -> None:
+    """Keep a pending login in this browser's session, at the cost of its oldest ones."""
+    state = pending.request.state
+    stored = {key: value for key, value in _pending(session).items() if key != state}
+    stored[state] = _stored(pending)
+    oldest_first = sorted(stored, key=lambda key: float(stored[key]["created_at"]))
+    while len(stored) > MAX_PENDING or (len(stored) > 1 and len(dumps(stored)) > MAX_SIZE):
+        del stored[oldest_first.pop(0)]
+    session[PENDING] = stored
+
+
+def take(request: HttpRequest, state: str) -> PendingLogin:
+    """Return the pending login of `state` and make it unusable, before anything else happens.
+
+    It is gone from the stored session when this returns. Two requests that come with one state
+    at the same moment, or with a copied cookie, meet in Django's cache: one of them goes on.
+    Raises InvalidResponse "state.unknown", "state.used" or "state.expired".
+    """
+    stored = _pending(request.session)
+    taken = stored.pop(state, None)
+    if taken is None:
+        raise InvalidResponse("state.unknown", "no login of this browser has this state")
+    request.session[PENDING] = stored
+    _store_now(request)
+    if not _first_use(state):
+        raise InvalidResponse("state.used", "this response was already used")
+    pending = _loaded(state, taken)
+    if not 0 <= timezone.now().timestamp() - pending.created_at <= LIFETIME:
+        raise InvalidResponse("state.expired", expected=f"within {LIFETIME} s")
+    return pending
+
+
+def _pending(session: SessionBase) -> dict[str, Any]:
+    stored = session.get(PENDING)
+    return dict(stored) if isinstance(stored, dict) else {}
+
+
+def _stored(pending: PendingLogin) -> dict[str, Any]:
+    """As JSON; the state is the key, what is at its default is left out to save room."""
+    request = {
+        name: value
+        for name, value in asdict(pending.request).items()
+        if value not in (None, "", ())
+    }
+    del request["state"]
+    return {
+        "provider": pending.provider,
+        "request": request,
+        "next": pending.next_url,
+        "created_at": pending.created_at,
+        "by_post": pending.by_post,
+    }
+
+
+def _loaded(state: str, stored: dict[str, Any]) -> PendingLogin:
+    given = dict(stored["request"])
+    given["acr_values"] = tuple(given.get("acr_values", ()))
+    return PendingLogin(
+        provider=stored["provider"],
+        request=AuthenticationRequest(**given, state=state),
+        next_url=stored["next"],
+        created_at=float(stored["created_at"]),
+        by_post=stored["by_post"],
+    )
+
+
+def _store_now(request: HttpRequest) -> None:
+    """Write the session and read it anew, so that what other tabs store meanwhile is kept."""
+    session = request.session
+    try:
+        session.save()
+    except UpdateError:  # another tab has just signed in, under a new session key
+        request.session = type(session)(None)
+        return
+    request.session = type(session)(session.session_key)
+
+
+def _first_use(state: str) -> bool:
+    key = "oidc_rp:state:" + salted_hmac("oidc_rp.state", state).hexdigest()
+    try:
+        return cache.add(key, 1, LIFETIME)
+    except Exception:  # without a cache the session, PKCE and the code itself still make it single
+        logger.warning("the cache fails: no memory of used states", exc_info=True)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentLogin:
+    """How this browser session signed in. No token is in it.
+
+    scope: as granted to the access token. expires_at: of the access token, aware, or None.
+    auth_time: when the person last authenticated at the OP, aware, or None.
+    """
+
+    provider: str
+    iss: str
+    sub: str
+    scope: str
+    expires_at: datetime | None
+    auth_time: datetime | None
+    acr: str | None
+    amr: tuple[str, ...]
+
+
+def clear_for(request: HttpRequest, user: Any, *, keep_anonymous: bool) -> None:
+    """Empty the session for somebody who signs in, and give it a new key.
+
+    Kept: the pending logins of other tabs; what the same user had; what an anonymous visitor
+    left, if the site asks for that.
+    """
+    session = request.session
+    if request.user.is_authenticated:
+        keep = request.user.pk == user.pk
+    else:
+        keep = keep_anonymous
+    if not keep:
+        for key in [key for key in session.keys() if key != PENDING]:
+            del session[key]
+    elif request.user.is_authenticated:
+        session.cycle_key()  # Django's login() does it for everybody else
+
+
+def store_login(session: SessionBase, login: Login) -> None:
+    """Note in the session, after its key has changed, how it signed in."""
+    claims = login.id_token.claims
+    acr, amr = claims.get("acr"), claims.get("amr")
+    expires_at = login.tokens.expires_at
+    session[CURRENT] = {
+        "provider": login.provider.slug,
+        "iss": login.id_token.iss,
+        "sub": login.id_token.sub,
+        "scope": login.tokens.scope,
+        "expires_at": None if expires_at is None else expires_at.timestamp(),
+        "auth_time": login.id_token.auth_time,
+        "acr": acr if isinstance(acr, str) else None,
+        "amr": [item for item in amr if isinstance(item, str)] if isinstance(amr, list) else [],
+    }
+
+
+def current_login(request: HttpRequest) -> CurrentLogin | None:
+    """Return how this browser session signed in; None when it did not, or not through an OP."""
+    stored = request.session.get(CURRENT)
+    if not isinstance(stored, dict) or not request.user.is_authenticated:
+        return None
+    login = CurrentLogin(**{**stored, "amr": tuple(stored["amr"])})
+    return replace(
+        login, expires_at=_moment(stored["expires_at"]), auth_time=_moment(stored["auth_time"])
+    )
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, tz=timezone.get_default_timezone())

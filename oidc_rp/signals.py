@@ -1,0 +1,24 @@
+"""What the app tells a site. Sent after commit; a receiver that fails is logged and breaks nothing.
+
+Every signal's sender is the class oidc_rp.models.Identity; all arguments are keywords.
+"""
+
+from functools import partial
+from typing import Any
+
+from django.db import transaction
+from django.dispatch import Signal
+
+signed_in = Signal()
+"""Somebody signed in: request, user, identity."""
+
+identity_linked = Signal()
+"""An identity now belongs to a user, new or known: request, user, identity."""
+
+login_failed = Signal()
+"""A login was refused: request, provider (slug or None), error (OIDCError), reference (str)."""
+
+
+def send_after_commit(signal: Signal, sender: type, **arguments: Any) -> None:
+    """Send when the current transaction is committed, at once where there is none."""
+    transaction.on_commit(partial(signal.send_robust, sender, **arguments))

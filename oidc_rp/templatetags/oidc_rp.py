@@ -1,0 +1,88 @@
+"""What a template says about signing in: the buttons, one login's address, our stylesheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+from django import template
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
+from django.template import Context
+from django.templatetags.static import static
+from django.urls import reverse
+from django.utils.http import urlencode
+
+from oidc_rp import conf
+
+register = template.Library()
+
+DEFAULT_ICON = "oidc_rp/icons/openid.svg"
+
+
+class LoginButton(TypedDict):
+    """One provider, as a template shows it; {% include %} takes the first `icon` that exists."""
+
+    slug: str
+    label: str
+    icon: Sequence[str]
+    url: str
+
+
+@register.simple_tag(takes_context=True)
+def oidc_login_url(context: Context, slug: str) -> str:
+    """Return the address that starts a login at the provider, with the page's `next`."""
+    return _login_url(slug, _next_url(context))
+
+
+@register.simple_tag(takes_context=True)
+def oidc_providers(context: Context) -> list[LoginButton]:
+    """Return what the buttons are made of, for a page that draws its own."""
+    next_url = _next_url(context)
+    return [
+        LoginButton(
+            slug=provider.slug,
+            label=provider.label,
+            icon=(provider.icon, DEFAULT_ICON),
+            url=_login_url(provider.slug, next_url),
+        )
+        for provider in conf.providers().values()
+    ]
+
+
+@register.inclusion_tag("oidc_rp/_login_buttons.html", takes_context=True)
+def oidc_login_buttons(context: Context) -> dict[str, Any]:
+    """Show a link for each provider, or nothing where none is configured."""
+    return {"providers": oidc_providers(context), "next": _next_url(context)}
+
+
+@register.simple_tag
+def oidc_static(path: str) -> str:
+    """Return the URL of a static file, or "" where this site cannot tell it.
+
+    A refusal must be shown on a site without static files too, so {% static %} is too strict here:
+    it raises without STATIC_URL and for files that were never collected.
+    """
+    try:
+        url = static(path)
+    except (ImproperlyConfigured, ValueError):
+        return ""
+    return "" if url == path else url
+
+
+def _login_url(slug: str, next_url: str) -> str:
+    url = reverse("oidc_rp:login", args=[slug])
+    return f"{url}?{urlencode({'next': next_url})}" if next_url else url
+
+
+def _next_url(context: Context) -> str:
+    """Return where the person wants to go; the login view decides whether it is safe.
+
+    A page may use the name `next` for something else, a page number say: only text counts.
+    """
+    request = context.get("request") or getattr(context, "request", None)
+    asked = request.GET.get("next") if isinstance(request, HttpRequest) else None
+    for next_url in (context.get("next"), asked):
+        if next_url and isinstance(next_url, str):
+            return next_url
+    return ""

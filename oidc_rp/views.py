@@ -1,0 +1,259 @@
+"""Log in, callback, log out: request in, response out (Core §3.1.2).
+
+The walk of a callback: take the pending login, authenticate, start the session, redirect.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import REDIRECT_FIELD_NAME, authenticate
+from django.contrib.auth import login as auth_login
+from django.contrib.auth import logout as auth_logout
+from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import BadRequest, SuspiciousOperation
+from django.db import transaction
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseRedirect,
+    QueryDict,
+    UnreadablePostError,
+)
+from django.http.response import HttpResponseBase
+from django.shortcuts import render, resolve_url
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.decorators import method_decorator
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.translation import get_language
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
+from django.views.generic import View
+from mozilla_django_oidc.views import (
+    OIDCAuthenticationCallbackView,
+    OIDCAuthenticationRequestView,
+    OIDCLogoutView,
+)
+
+from . import conf, sessions, signals
+from .backends import CallbackResponse, SignIn
+from .errors import ConfigurationError, InvalidResponse, OIDCError
+from .models import Identity
+from .refusals import refuse
+from .relying_party import RelyingParty, relying_party
+
+MAX_NEXT_LENGTH = 1024
+LANDED = "oidc_rp_landed"
+
+_public = [never_cache, login_not_required, transaction.non_atomic_requests]
+
+
+class RefusingView(View):
+    """Turns every OIDCError into the refusal page; nothing else is caught."""
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        try:
+            return super().dispatch(request, *args, **kwargs)
+        except OIDCError as error:
+            return refuse(request, error, kwargs.get("slug"), _next_url(request))
+
+
+@method_decorator(_public, name="dispatch")
+class LoginChooserView(RefusingView):
+    """A button for each provider. Works as LOGIN_URL."""
+
+    http_method_names = ["get"]
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        context = {"next": _next_url(request)}
+        return render(request, "oidc_rp/login_chooser.html", context)
+
+
+@method_decorator([*_public, csrf_protect], name="dispatch")
+class LoginView(RefusingView, OIDCAuthenticationRequestView):  # type: ignore[misc]
+    """Start a login. By GET it signs in; only one started by POST may link accounts (M11)."""
+
+    http_method_names = ["get", "post"]
+
+    def __init__(self, **kwargs: Any) -> None:
+        View.__init__(self, **kwargs)  # the parent would read its own settings
+
+    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
+        return self._start(request, slug, by_post=False)
+
+    def post(self, request: HttpRequest, slug: str) -> HttpResponse:
+        return self._start(request, slug, by_post=True)
+
+    def get_extra_params(self, request: HttpRequest) -> Mapping[str, Any]:
+        """More parameters for the authentication request; a hook for a subclass."""
+        return {}
+
+    def _start(self, request: HttpRequest, slug: str, *, by_post: bool) -> HttpResponse:
+        party = relying_party(slug)
+        additional = {
+            "ui_locales": _ui_locales(party),
+            **party.provider.authorization_params,
+            **self.get_extra_params(request),
+        }
+        url, asked = party.begin_login(_redirect_uri(request, party.provider), additional)
+        pending = sessions.PendingLogin(
+            provider=slug,
+            request=asked,
+            next_url=_next_url(request),
+            created_at=timezone.now().timestamp(),
+            by_post=by_post,
+        )
+        sessions.remember(request.session, pending)
+        return HttpResponseRedirect(url)
+
+
+@method_decorator([*_public, csrf_exempt], name="dispatch")  # `state` guards it (RFC 6749 §10.12)
+class CallbackView(RefusingView, OIDCAuthenticationCallbackView):  # type: ignore[misc]
+    """Where the OP sends the browser back to: by GET, or by POST with form_post."""
+
+    http_method_names = ["get", "post"]
+
+    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
+        return self._finish(request, slug, "query")
+
+    def post(self, request: HttpRequest, slug: str) -> HttpResponse:
+        return self._finish(request, slug, "form_post")
+
+    def _finish(self, request: HttpRequest, slug: str, response_mode: str) -> HttpResponse:
+        provider = conf.provider(slug)
+        parameters = _take_parameters(request, response_mode)
+        if _lost_its_cookie(request, provider, response_mode, parameters):
+            return _landing(request, parameters)
+        pending = sessions.take(request, _state(request, parameters))
+        user = authenticate(
+            request,
+            oidc=CallbackResponse(
+                slug, _redirect_uri(request, provider), response_mode, parameters, pending
+            ),
+        )
+        if user is None:
+            raise ConfigurationError("configuration.backend", "no OIDCBackend is installed")
+        _sign_in(request, user)
+        return HttpResponseRedirect(
+            _safe_url(request, pending.next_url) or resolve_url(settings.LOGIN_REDIRECT_URL)
+        )
+
+
+@method_decorator([*_public, csrf_protect], name="dispatch")
+class LogoutView(RefusingView, OIDCLogoutView):  # type: ignore[misc]
+    """Sign out of this site, by POST."""
+
+    http_method_names = ["post"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        auth_logout(request)
+        target = _next_url(request) or settings.LOGOUT_REDIRECT_URL
+        if target:
+            return HttpResponseRedirect(resolve_url(target))
+        context = {"login_url": reverse("oidc_rp:login_chooser")}
+        return render(request, "oidc_rp/logged_out.html", context)
+
+
+# The callback's steps
+
+
+def _take_parameters(request: HttpRequest, response_mode: str) -> dict[str, list[str]]:
+    """Return the response's parameters and leave none in the request: a debug page, an error
+    report or a receiver further on finds no code there."""
+    try:
+        given = request.POST if response_mode == "form_post" else request.GET
+        parameters = {name: [str(item) for item in items] for name, items in given.lists()}
+    except (SuspiciousOperation, BadRequest, UnreadablePostError) as error:
+        raise InvalidResponse("response.unreadable", "no readable parameters") from error
+    request.GET = QueryDict()  # type: ignore[assignment]
+    request.META["QUERY_STRING"] = ""
+    if response_mode == "form_post":
+        request.POST = QueryDict()  # type: ignore[assignment]
+    return parameters
+
+
+def _lost_its_cookie(
+    request: HttpRequest,
+    provider: conf.Provider,
+    response_mode: str,
+    parameters: Mapping[str, list[str]],
+) -> bool:
+    """Whether SameSite kept our cookie from a request that another site caused.
+
+    Strict keeps it from all of them, Lax (and the browser's default) from a form_post.
+    """
+    if settings.SESSION_COOKIE_NAME in request.COOKIES or LANDED in parameters:
+        return False
+    samesite = str(settings.SESSION_COOKIE_SAMESITE or "").lower()
+    if response_mode == "form_post":
+        return provider.response_mode == "form_post" and samesite != "none"
+    return samesite == "strict" and "state" in parameters
+
+
+def _landing(request: HttpRequest, parameters: Mapping[str, list[str]]) -> HttpResponse:
+    """A page of ours that sends the same response again, now from our own site, so that the
+    cookie comes along. What binds the response to this browser is checked then, as always."""
+    fields = [(name, item) for name, items in parameters.items() for item in items]
+    context = {
+        "action": request.path,
+        "method": request.method.lower() if request.method else "get",
+        "fields": [*fields, (LANDED, "1")],
+    }
+    response = render(request, "oidc_rp/landing.html", context)
+    response["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+def _state(request: HttpRequest, parameters: Mapping[str, list[str]]) -> str:
+    states = parameters.get("state", [])
+    if len(states) > 1:
+        raise InvalidResponse("response.repeated", "state comes more than once")
+    if not states or not states[0]:
+        raise InvalidResponse("state.missing", "a response without state")
+    if settings.SESSION_COOKIE_NAME not in request.COOKIES:
+        raise InvalidResponse("state.no_cookie", "no session cookie came with the response")
+    return states[0]
+
+
+def _sign_in(request: HttpRequest, user: Any) -> None:
+    """Start a session under a new key; nothing of another visitor's stays in it (M39)."""
+    signed_in: SignIn = user.oidc_sign_in
+    sessions.clear_for(request, user, keep_anonymous=conf.keep_anonymous_session())
+    auth_login(request, user)
+    sessions.store_login(request.session, signed_in.login)
+    told = {"request": request, "user": user, "identity": signed_in.account.identity}
+    if signed_in.account.linked:
+        signals.send_after_commit(signals.identity_linked, Identity, **told)
+    signals.send_after_commit(signals.signed_in, Identity, **told)
+
+
+# What several views need
+
+
+def _redirect_uri(request: HttpRequest, provider: conf.Provider) -> str:
+    """The one as registered, or this site's own as Django builds it from allowed hosts (M50)."""
+    if provider.redirect_uris:
+        return provider.redirect_uris[0]
+    return request.build_absolute_uri(reverse("oidc_rp:callback", args=[provider.slug]))
+
+
+def _ui_locales(party: RelyingParty) -> str | None:
+    """The page's language, for an OP that says it speaks it (Core §3.1.2.1)."""
+    language = get_language()
+    return language if language in party.metadata().ui_locales_supported else None
+
+
+def _next_url(request: HttpRequest) -> str:
+    """Where the visitor wants to go, if that is a place on this site; else nothing."""
+    given = request.POST if request.method == "POST" else request.GET
+    return _safe_url(request, given.get(REDIRECT_FIELD_NAME, ""))
+
+
+def _safe_url(request: HttpRequest, url: str) -> str:
+    """The URL if it stays on this host (M12), else nothing. Asked when it is stored and when used."""
+    if len(url) > MAX_NEXT_LENGTH or not url.isprintable() or "\\" in url or url.startswith("//"):
+        return ""
+    hosts, https = {request.get_host()}, request.is_secure()
+    safe = url_has_allowed_host_and_scheme(url, allowed_hosts=hosts, require_https=https)
+    return url if safe else ""

@@ -1,0 +1,1138 @@
+"""A tiny OpenID Provider over real HTTP that signs for real and misbehaves on demand.
+
+It knows neither oidc_rp nor josepy: the standard library and `cryptography` alone, so that a
+mistake shared by both sides cannot hide. Everything a test may change is an attribute of
+OpenIDProvider; what a test may ask is `requests` and `calls()`.
+
+    with OpenIDProvider() as op:
+        op.id_token_claims["aud"] = "somebody-else"         # a claim bent
+        op.id_token_claims["nonce"] = REMOVE                # a claim left out
+        op.make_id_token = lambda claims, header: op.sign(claims, alg="none")
+        op.answer["token"] = redirect_to("https://attacker.example/")
+        op.answer["jwks"] = first(1, drip())                # once; honest afterwards
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import copy
+import hashlib
+import hmac
+import html
+import itertools
+import json
+import re
+import secrets
+import socket
+import socketserver
+import ssl
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from email.message import Message
+from functools import cache
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, cast
+from urllib.parse import parse_qs, unquote_plus, urlencode, urlsplit
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
+
+REMOVE: Final = object()
+"""As a value in one of the merged dicts: leave this member out."""
+
+Form = dict[str, list[str]]
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+
+DIGESTS: dict[str, hashes.HashAlgorithm] = {
+    "256": hashes.SHA256(),
+    "384": hashes.SHA384(),
+    "512": hashes.SHA512(),
+}
+CURVES: dict[str, ec.EllipticCurve] = {
+    "256": ec.SECP256R1(),
+    "384": ec.SECP384R1(),
+    "512": ec.SECP521R1(),
+}
+CURVE_NAMES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
+CURVES_BY_NAME = {CURVE_NAMES[curve.name]: curve for curve in CURVES.values()}
+SIGNING_ALGS = [kind + size for kind in ("RS", "PS", "ES", "HS") for size in DIGESTS] + ["EdDSA"]
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes` laid over it; members that are REMOVE are left out."""
+    return {name: value for name, value in {**base, **changes}.items() if value is not REMOVE}
+
+
+def base64url(data: bytes) -> str:
+    """Encode as RFC 7515 §2 says: URL-safe, no padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def base64url_decode(text: str) -> bytes:
+    """Decode what base64url() made."""
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+# Keys and signatures (RFC 7515, 7517, 7518, 8037)
+
+
+def base64url_uint(number: int, length: int | None = None) -> str:
+    """Encode a number as RFC 7518 §2 says; `length` in bytes, the shortest by default."""
+    return base64url(number.to_bytes(length or (number.bit_length() + 7) // 8, "big"))
+
+
+@dataclass
+class SigningKey:
+    """A private key with the members its public JWK shows.
+
+    jwk_members: merged over the public JWK, to publish a wrong `use`, another `kid`, no `alg`.
+    """
+
+    alg: str
+    kid: str
+    private_key: PrivateKey
+    jwk_members: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def generate(cls, alg: str, kid: str | None = None, bits: int = 2048) -> SigningKey:
+        """Make a fresh key for a JWS `alg`; `bits` is the size of an RSA modulus."""
+        kid = kid or f"{alg.lower()}-{secrets.token_hex(4)}"
+        if alg == "EdDSA":
+            return cls(alg, kid, ed25519.Ed25519PrivateKey.generate())
+        if alg.startswith("ES"):
+            return cls(alg, kid, ec.generate_private_key(CURVES[alg[2:]]))
+        return cls(alg, kid, rsa.generate_private_key(public_exponent=65537, key_size=bits))
+
+    @property
+    def public_jwk(self) -> dict[str, Any]:
+        """The JWK as published."""
+        own = {"kid": self.kid, "use": "sig", "alg": self.alg}
+        return merged(own | jwk_numbers(self.private_key.public_key()), self.jwk_members)
+
+    @property
+    def private_jwk(self) -> dict[str, Any]:
+        """The JWK with its private part, for a client that authenticates with this key."""
+        return self.public_jwk | private_jwk_numbers(self.private_key)
+
+    @property
+    def public_pem(self) -> bytes:
+        """The public key as anybody can download it: the "secret" of an HS256 forgery."""
+        return self.private_key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+
+    def sign(self, signing_input: bytes, alg: str | None = None) -> bytes:
+        """Return the raw JWS signature, by another `alg` of the same key type when given."""
+        alg, key = alg or self.alg, self.private_key
+        if isinstance(key, ed25519.Ed25519PrivateKey):
+            return key.sign(signing_input)
+        digest = DIGESTS[alg[2:]]
+        if isinstance(key, rsa.RSAPrivateKey):
+            return key.sign(signing_input, rsa_padding(alg, digest), digest)
+        r, s = decode_dss_signature(key.sign(signing_input, ec.ECDSA(digest)))
+        length = (key.curve.key_size + 7) // 8
+        return r.to_bytes(length, "big") + s.to_bytes(length, "big")
+
+
+def rsa_padding(alg: str, digest: hashes.HashAlgorithm) -> padding.AsymmetricPadding:
+    """Return PSS with a salt as long as the digest (RFC 7518 §3.5), or PKCS #1 v1.5."""
+    if alg.startswith("PS"):
+        return padding.PSS(padding.MGF1(digest), digest.digest_size)
+    return padding.PKCS1v15()
+
+
+def jwk_numbers(key: PublicKey) -> dict[str, Any]:
+    """Return the members of a JWK that are the public key itself."""
+    if isinstance(key, rsa.RSAPublicKey):
+        rsa_numbers = key.public_numbers()
+        return {
+            "kty": "RSA",
+            "n": base64url_uint(rsa_numbers.n),
+            "e": base64url_uint(rsa_numbers.e),
+        }
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        point, length = key.public_numbers(), (key.curve.key_size + 7) // 8
+        coordinates = {"x": base64url_uint(point.x, length), "y": base64url_uint(point.y, length)}
+        return {"kty": "EC", "crv": CURVE_NAMES[key.curve.name], **coordinates}
+    return {"kty": "OKP", "crv": "Ed25519", "x": base64url(key.public_bytes_raw())}
+
+
+def private_jwk_numbers(key: PrivateKey) -> dict[str, Any]:
+    """Return the members of a JWK that are the private part of the key."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        numbers = key.private_numbers()
+        parts = {"d": numbers.d, "p": numbers.p, "q": numbers.q}
+        parts |= {"dp": numbers.dmp1, "dq": numbers.dmq1, "qi": numbers.iqmp}
+        return {name: base64url_uint(number) for name, number in parts.items()}
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        length = (key.curve.key_size + 7) // 8
+        return {"d": base64url_uint(key.private_numbers().private_value, length)}
+    return {"d": base64url(key.private_bytes_raw())}
+
+
+def public_key(jwk: Mapping[str, Any]) -> PublicKey:
+    """Read a public JWK."""
+    if jwk["kty"] == "OKP":
+        return ed25519.Ed25519PublicKey.from_public_bytes(base64url_decode(jwk["x"]))
+    members = ("e", "n") if jwk["kty"] == "RSA" else ("x", "y")
+    first, second = (int.from_bytes(base64url_decode(jwk[name]), "big") for name in members)
+    if jwk["kty"] == "RSA":
+        return rsa.RSAPublicNumbers(first, second).public_key()
+    curve = CURVES_BY_NAME[jwk["crv"]]
+    return ec.EllipticCurvePublicNumbers(first, second, curve).public_key()
+
+
+def verify(alg: str, key: PublicKey | bytes, signing_input: bytes, signature: bytes) -> None:
+    """Check a raw JWS signature; raises InvalidSignature."""
+    if isinstance(key, bytes):
+        if not hmac.compare_digest(hmac_signature(alg, key, signing_input), signature):
+            raise InvalidSignature
+    elif isinstance(key, ed25519.Ed25519PublicKey):
+        key.verify(signature, signing_input)
+    elif isinstance(key, rsa.RSAPublicKey):
+        digest = DIGESTS[alg[2:]]
+        key.verify(signature, signing_input, rsa_padding(alg, digest), digest)
+    else:
+        half = (key.curve.key_size + 7) // 8
+        r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
+        key.verify(encode_dss_signature(r, s), signing_input, ec.ECDSA(DIGESTS[alg[2:]]))
+
+
+def hmac_signature(alg: str, key: bytes, signing_input: bytes) -> bytes:
+    """Return the signature of HS256, HS384 or HS512."""
+    return hmac.digest(key, signing_input, "sha" + alg[2:])
+
+
+def decode_jws(jws: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
+    """Return header, claims, signing input and signature; nothing is verified."""
+    header, payload, signature = jws.split(".")
+    signing_input = f"{header}.{payload}".encode()
+    parts = json.loads(base64url_decode(header)), json.loads(base64url_decode(payload))
+    return *parts, signing_input, base64url_decode(signature)
+
+
+def verified_claims(jws: str, key: PublicKey | bytes) -> dict[str, Any]:
+    """Return the claims of a compact JWS once its signature is verified with `key`."""
+    header, claims, signing_input, signature = decode_jws(jws)
+    verify(header["alg"], key, signing_input, signature)
+    return claims
+
+
+def half_hash(alg: str, value: str) -> str:
+    """Return the at_hash of an access token (Core §3.1.3.6); Ed25519 goes with SHA-512."""
+    name = "sha" + (alg[2:] if alg[2:] in DIGESTS else "512")
+    digest = hashlib.new(name, value.encode()).digest()
+    return base64url(digest[: len(digest) // 2])
+
+
+# Requests, answers, and answers gone wrong
+
+
+@dataclass(frozen=True)
+class RecordedRequest:
+    """One request as it arrived. `endpoint` is the name of the endpoint, None elsewhere."""
+
+    method: str
+    path: str
+    endpoint: str | None
+    query: Form
+    headers: Message
+    form: Form
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One HTTP response; Content-Length is added unless `headers` has one of its own."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Refused(Exception):
+    """An OAuth error response (RFC 6749 §4.1.2.1, §5.2; RFC 6750 §3)."""
+
+    error: str
+    description: str
+    status: int = 400
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def members(self) -> dict[str, str]:
+        return {"error": self.error, "error_description": self.description}
+
+    @property
+    def answer(self) -> Answer:
+        return json_answer(self.members, self.status, self.headers)
+
+
+def json_answer(
+    value: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """Return `value` as an application/json answer that nobody may store."""
+    own = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+    return Answer(status, json.dumps(value).encode(), own | dict(headers or {}))
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection; `request_read` is what arrived, `genuine()` what an honest OP answers."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Server
+    request_read: RecordedRequest
+
+    @property
+    def provider(self) -> OpenIDProvider:
+        return self.server.provider
+
+    def do_GET(self) -> None:
+        self.request_read = request = self._read()
+        self.provider.record(request)
+        answer = self.provider.answer
+        misbehave = answer.get(request.endpoint or request.path) or answer.get(request.path)
+        if misbehave:
+            misbehave(self)
+        else:
+            self.send(self.genuine())
+
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_GET
+
+    def _read(self) -> RecordedRequest:
+        url = urlsplit(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        is_form = self.headers.get_content_type() == "application/x-www-form-urlencoded"
+        return RecordedRequest(
+            method=self.command,
+            path=url.path,
+            endpoint=self.provider.endpoints.get(url.path),
+            query=parse_qs(url.query, keep_blank_values=True),
+            headers=self.headers,
+            form=parse_qs(body.decode(), keep_blank_values=True) if is_form else {},
+            body=body,
+        )
+
+    def genuine(self) -> Answer:
+        """Return what the endpoint answers when it does not misbehave."""
+        return self.provider.respond(self.request_read)
+
+    def send(self, answer: Answer) -> None:
+        """Write a whole answer at once."""
+        body = b"" if self.command == "HEAD" else answer.body
+        self.write(self.head(answer) + body)
+
+    def head(self, answer: Answer) -> bytes:
+        """Return the status line and the headers of an answer as they go over the wire."""
+        headers = {"Content-Length": str(len(answer.body))} | answer.headers
+        if self.close_connection:
+            headers["Connection"] = "close"
+        phrase = HTTPStatus(answer.status).phrase
+        lines = [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([f"HTTP/1.1 {answer.status} {phrase}", *lines, "", ""]).encode()
+
+    def write(self, data: bytes) -> None:
+        self.wfile.write(data)
+
+    def write_slowly(self, data: bytes, interval: float) -> None:
+        """Write a byte, wait `interval` seconds, write the next; ends when the server stops."""
+        for position in range(len(data)):
+            self.write(data[position : position + 1])
+            if self.provider.stopped.wait(interval):
+                break
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Stay silent: `requests` is the log."""
+
+
+Misbehaviour = Callable[[Handler], None]
+
+
+def raw(status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Misbehaviour:
+    """Answer exactly this; a Content-Length in `headers` may lie, for the connection is closed."""
+
+    def answer(handler: Handler) -> None:
+        handler.close_connection = True
+        handler.send(Answer(status, body, dict(headers or {})))
+
+    return answer
+
+
+def sending(value: object, status: int = 200) -> Misbehaviour:
+    """Answer this value as JSON."""
+    return lambda handler: handler.send(json_answer(value, status))
+
+
+def not_json() -> Misbehaviour:
+    """Answer a page where JSON belongs."""
+    return raw(200, {"Content-Type": "text/html"}, b"<!doctype html><title>Maintenance</title>")
+
+
+def redirect_to(url: str, status: int = 307) -> Misbehaviour:
+    """Send the caller elsewhere."""
+    return raw(status, {"Location": url})
+
+
+def close_connection() -> Misbehaviour:
+    """Hang up without a byte."""
+
+    def answer(handler: Handler) -> None:
+        handler.close_connection = True
+
+    return answer
+
+
+def slow(seconds: float) -> Misbehaviour:
+    """Keep silent for a while, then answer honestly."""
+
+    def answer(handler: Handler) -> None:
+        handler.provider.stopped.wait(seconds)
+        handler.send(handler.genuine())
+
+    return answer
+
+
+def held(until: threading.Event) -> Misbehaviour:
+    """Answer honestly once the test sets `until` (at most ten seconds later)."""
+
+    def answer(handler: Handler) -> None:
+        until.wait(10)
+        handler.send(handler.genuine())
+
+    return answer
+
+
+def first(count: int, misbehaviour: Misbehaviour) -> Misbehaviour:
+    """Misbehave for the first `count` requests, be honest afterwards."""
+    numbers = itertools.count(1)
+
+    def answer(handler: Handler) -> None:
+        if next(numbers) <= count:
+            misbehaviour(handler)
+        else:
+            handler.send(handler.genuine())
+
+    return answer
+
+
+def drip(body: bytes | None = None, interval: float = 0.1) -> Misbehaviour:
+    """Answer a byte at a time, the honest body unless another is given."""
+
+    def answer(handler: Handler) -> None:
+        genuine = handler.genuine()
+        whole = genuine if body is None else Answer(200, body, genuine.headers)
+        handler.write(handler.head(whole))
+        handler.write_slowly(whole.body, interval)
+        handler.close_connection = True
+
+    return answer
+
+
+def drip_headers(interval: float = 0.1) -> Misbehaviour:
+    """Answer honestly, but a byte at a time from the status line on."""
+
+    def answer(handler: Handler) -> None:
+        genuine = handler.genuine()
+        handler.write_slowly(handler.head(genuine) + genuine.body, interval)
+        handler.close_connection = True
+
+    return answer
+
+
+def huge_header(size: int = 100_000) -> Misbehaviour:
+    """Answer honestly, with one more header of `size` characters."""
+
+    def answer(handler: Handler) -> None:
+        genuine = handler.genuine()
+        handler.send(Answer(genuine.status, genuine.body, {**genuine.headers, "X": "x" * size}))
+
+    return answer
+
+
+def gzip_bomb(decoded_size: int) -> Misbehaviour:
+    """Answer the honest JSON, followed by blanks up to `decoded_size`, all of it gzipped.
+
+    It stays a valid document: nothing but a limit on the decoded size can refuse it.
+    """
+
+    def answer(handler: Handler) -> None:
+        genuine = handler.genuine()
+        headers = {**genuine.headers, "Content-Encoding": "gzip"}
+        handler.send(Answer(200, gzipped_with_blanks(genuine.body, decoded_size), headers))
+
+    return answer
+
+
+@cache
+def gzipped_with_blanks(body: bytes, decoded_size: int) -> bytes:
+    """Return `body` and blanks, `decoded_size` bytes in all, as one gzip stream."""
+    deflate, block = zlib.compressobj(level=1, wbits=31), b" " * (1 << 20)
+    blocks, rest = divmod(max(decoded_size - len(body), 0), len(block))
+    parts = [deflate.compress(body), *(deflate.compress(block) for _ in range(blocks))]
+    return b"".join([*parts, deflate.compress(block[:rest]), deflate.flush()])
+
+
+def endless() -> Misbehaviour:
+    """Answer blanks without an end, as fast as they are read."""
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+
+    def answer(handler: Handler) -> None:
+        headers = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        handler.close_connection = True
+        handler.write(f"HTTP/1.1 200 OK\r\n{headers}".encode())
+        while not handler.provider.stopped.is_set():
+            handler.write(chunk)
+
+    return answer
+
+
+def issue_certificate(directory: Path, host: str = "127.0.0.1") -> tuple[ssl.SSLContext, Path]:
+    """Return a server context for `host`, and the PEM file that lets a client trust it."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now, address = datetime.now(timezone.utc), x509.IPAddress(ip_address("127.0.0.1"))
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    certificate = (
+        builder.not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host), address]), critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    key_file, certificate_file = directory / "op-key.pem", directory / "op-certificate.pem"
+    key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate_file, key_file)
+    return context, certificate_file
+
+
+# The server
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """A thread per connection; stop() also ends the connections that clients keep."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, provider: OpenIDProvider, tls: ssl.SSLContext | None) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.provider = provider
+        self.tls = tls
+        self.failures: list[BaseException] = []
+        self._connections: set[socket.socket] = set()
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.shutdown()
+            self._thread.join()
+        self.server_close()
+        for connection in list(self._connections):
+            hang_up(connection)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self.tls:  # the handshake happens in the connection's thread, at the first read
+            connection = self.tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        return connection, address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep what a handler raised, unless it was only the client hanging up."""
+        failure = cast("BaseException", sys.exc_info()[1])
+        if not isinstance(failure, OSError):
+            self.failures.append(failure)
+
+
+def hang_up(connection: socket.socket) -> None:
+    """End a connection that its handler may be reading from."""
+    with contextlib.suppress(OSError):  # the client was quicker
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+# The provider
+
+
+def somebody() -> dict[str, Any]:
+    """Return the claims of Core §5.1 about a person."""
+    return {
+        "sub": "248289761001",
+        "name": "Jane Doe",
+        "given_name": "Jane",
+        "family_name": "Doe",
+        "middle_name": None,
+        "preferred_username": "j.doe",
+        "email": "janedoe@example.com",
+        "email_verified": True,
+        "picture": "https://op.example/janedoe/me.jpg",
+        "locale": "en-GB",
+        "zoneinfo": "Europe/London",
+        "address": {"street_address": "1 High Street", "locality": "York", "country": "GB"},
+        "updated_at": 1311280970,
+    }
+
+
+@dataclass
+class Grant:
+    """What one authorization led to; every token of it lives and dies with it."""
+
+    person: dict[str, Any]
+    request: dict[str, str]
+    auth_time: int
+    code_expires_at: float
+    code_used: bool = False
+    revoked: bool = False
+
+    @property
+    def scopes(self) -> list[str]:
+        return self.request["scope"].split()
+
+
+class OpenIDProvider:
+    """An OpenID Provider with one client and one person, who is signed in without a page.
+
+    host: the name in `issuer`; the server itself listens on 127.0.0.1 only.
+    tls: a server context makes it https.
+    """
+
+    def __init__(
+        self,
+        *,
+        issuer_path: str = "",
+        trailing_slash: bool = False,
+        host: str = "127.0.0.1",
+        signing_alg: str = "RS256",
+        keys: Sequence[SigningKey] = (),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.stopped = threading.Event()
+        self._server = Server(self, tls)
+        port = self._server.server_address[1]
+        self.origin = f"{'https' if tls else 'http'}://{host}:{port}"
+        self.issuer = self.origin + issuer_path + ("/" if trailing_slash else "")
+        self.endpoints = self._endpoint_paths()
+        self.metadata: dict[str, Any] = self._metadata()
+
+        self.client_id = "rp-client"
+        # Characters that must be form-encoded in Basic client authentication (RFC 6749 §2.3.1).
+        self.client_secret = secrets.token_urlsafe(33) + ":+% &="
+        self.client_jwk: dict[str, Any] = {}
+        """The client's public JWK, or JWK Set, for private_key_jwt."""
+        self.redirect_uris: list[str] | None = None
+        """The registered ones; None: any."""
+        self.person: dict[str, Any] = somebody()
+        self.signed_in = True
+        """False: prompt=none is answered login_required."""
+        self.auth_time: int | None = None
+        """When the person signed in; None: at the moment of the authorization request."""
+
+        self.now: Callable[[], float] = time.time
+        self.expires_in = 60
+        self.id_token_lifetime = 300
+        self.id_token_carries_claims = False
+        self.id_token_on_refresh = True
+        self.signing_alg = signing_alg
+        self.keys: list[SigningKey] = list(keys) or [SigningKey.generate("RS256")]
+
+        self.id_token_claims: dict[str, Any] = {}
+        self.id_token_header: dict[str, Any] = {}
+        self.make_id_token: Callable[[dict[str, Any], dict[str, Any]], str] | None = None
+        self.token_response: dict[str, Any] = {}
+        self.userinfo_claims: dict[str, Any] = {}
+        self.userinfo_jwt = False
+        self.authorization_params: dict[str, Any] = {}
+        self.answer: dict[str, Misbehaviour] = {}
+
+        self._lock = threading.RLock()
+        self._requests: list[RecordedRequest] = []
+        self._pushed: dict[str, dict[str, str]] = {}
+        self._codes: dict[str, Grant] = {}
+        self._access_tokens: dict[str, tuple[Grant, float]] = {}
+        self._refresh_tokens: dict[str, Grant] = {}
+        self._spent_refresh_tokens: dict[str, Grant] = {}
+        self._assertions_seen: set[str] = set()
+
+    def __enter__(self) -> OpenIDProvider:
+        self._server.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop; an exception inside the provider surfaces here unless the test raised first."""
+        self.stop()
+        if self._server.failures and raised is None:
+            raise self._server.failures[0]
+
+    def stop(self) -> None:
+        """Be down from now on: connections are refused and the kept ones are ended."""
+        self.stopped.set()
+        self._server.stop()
+
+    # What it was asked
+
+    @property
+    def requests(self) -> list[RecordedRequest]:
+        """The requests received so far, oldest first."""
+        with self._lock:
+            return list(self._requests)
+
+    def requests_to(self, name: str) -> list[RecordedRequest]:
+        """Return the requests to an endpoint ("token") or a path ("/token")."""
+        return [request for request in self.requests if name in (request.endpoint, request.path)]
+
+    def calls(self, name: str) -> int:
+        """Count the requests to an endpoint ("token") or a path ("/token")."""
+        return len(self.requests_to(name))
+
+    def forget_requests(self) -> None:
+        with self._lock:
+            self._requests.clear()
+
+    def record(self, request: RecordedRequest) -> None:
+        with self._lock:
+            self._requests.append(request)
+
+    # What it says of itself
+
+    def url(self, endpoint: str) -> str:
+        """Return the URL of an endpoint by its name."""
+        path = next(path for path, name in self.endpoints.items() if name == endpoint)
+        return self.origin + path
+
+    def _endpoint_paths(self) -> dict[str, str]:
+        base = urlsplit(self.issuer.removesuffix("/")).path
+        names = ("authorization", "token", "userinfo", "jwks", "par")
+        return {f"{base}/{name}": name for name in names} | {
+            f"{base}/.well-known/openid-configuration": "discovery"
+        }
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "issuer": self.issuer,
+            "authorization_endpoint": self.url("authorization"),
+            "token_endpoint": self.url("token"),
+            "userinfo_endpoint": self.url("userinfo"),
+            "jwks_uri": self.url("jwks"),
+            "pushed_authorization_request_endpoint": self.url("par"),
+            "scopes_supported": ["openid", "profile", "email", "address", "offline_access"],
+            "response_types_supported": ["code"],
+            "response_modes_supported": ["query", "form_post"],
+            "grant_types_supported": ["authorization_code", "refresh_token"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": list(SIGNING_ALGS),
+            "userinfo_signing_alg_values_supported": list(SIGNING_ALGS),
+            "token_endpoint_auth_methods_supported": [
+                "client_secret_basic",
+                "client_secret_post",
+                "client_secret_jwt",
+                "private_key_jwt",
+            ],
+            "token_endpoint_auth_signing_alg_values_supported": list(SIGNING_ALGS),
+            "code_challenge_methods_supported": ["S256"],
+            "authorization_response_iss_parameter_supported": True,
+        }
+
+    def rotate_keys(self) -> None:
+        """Replace every key by a new one with a new kid; the old ones are gone."""
+        self.keys = [SigningKey.generate(key.alg) for key in self.keys]
+
+    def key_for(self, alg: str) -> SigningKey:
+        """Return the published key of this `alg`; makes and publishes one when there is none."""
+        with self._lock:
+            key = next((key for key in self.keys if key.alg == alg), None)
+            if key is None:
+                key = SigningKey.generate(alg)
+                self.keys.append(key)
+            return key
+
+    def sign(
+        self,
+        claims: Mapping[str, Any] | bytes,
+        header: Mapping[str, Any] | None = None,
+        key: SigningKey | bytes | None = None,
+        alg: str | None = None,
+    ) -> str:
+        """Return a compact JWS, honest or forged.
+
+        claims: the payload; bytes go in as they are.
+        header: merged over the honest header; it may lie, for `alg` alone decides the signature.
+        key: bytes are an HMAC secret; by default the published key, or the client secret for HS.
+        alg: "none" leaves the signature empty.
+        """
+        alg = alg or (key.alg if isinstance(key, SigningKey) else self.signing_alg)
+        if key is None and alg != "none":
+            key = self.client_secret.encode() if alg.startswith("HS") else self.key_for(alg)
+        own = {"alg": alg, "typ": "JWT"}
+        own |= {"kid": key.kid} if isinstance(key, SigningKey) else {}
+        payload = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
+        parts = json.dumps(merged(own, header or {})).encode(), payload
+        signing_input = ".".join(map(base64url, parts)).encode()
+        return f"{signing_input.decode()}.{base64url(signature(alg, key, signing_input))}"
+
+    # Endpoints
+
+    def respond(self, request: RecordedRequest) -> Answer:
+        """Return the honest answer to a request."""
+        methods = {"discovery": "GET", "jwks": "GET", "par": "POST", "token": "POST"}
+        if request.endpoint is None:
+            return Answer(404)
+        if request.method not in methods.get(request.endpoint, "GET POST").split():
+            return Answer(405)
+        try:
+            with self._lock:
+                endpoint: Callable[[RecordedRequest], Answer]
+                endpoint = getattr(self, f"_{request.endpoint}_endpoint")
+                return endpoint(request)
+        except Refused as refused:
+            return refused.answer
+        except ValueError as malformed:
+            return Refused("invalid_request", str(malformed)).answer
+
+    def _discovery_endpoint(self, request: RecordedRequest) -> Answer:
+        return json_answer(self.metadata)
+
+    def _jwks_endpoint(self, request: RecordedRequest) -> Answer:
+        return json_answer({"keys": [key.public_jwk for key in self.keys]})
+
+    def _par_endpoint(self, request: RecordedRequest) -> Answer:
+        """Take a pushed authorization request (RFC 9126 §2)."""
+        params = single_values(request.form)
+        self._authenticate_client(request, params)
+        if "request_uri" in params:
+            raise Refused("invalid_request", "request_uri cannot be pushed")
+        self._check_client(params)
+        self._check_authorization_request(params)
+        request_uri = f"urn:ietf:params:oauth:request_uri:{secrets.token_urlsafe(16)}"
+        self._pushed[request_uri] = params
+        return json_answer({"request_uri": request_uri, "expires_in": 60}, 201)
+
+    def _authorization_endpoint(self, request: RecordedRequest) -> Answer:
+        """Sign the person in and send the browser back (Core §3.1.2, RFC 9207)."""
+        params = self._authorization_request(request)
+        self._check_client(params)
+        try:
+            self._check_authorization_request(params)
+            answer = {"code": self._issue_code(params)}
+        except Refused as refused:
+            answer = refused.members
+        if "state" in params:
+            answer["state"] = params["state"]
+        if self.metadata.get("authorization_response_iss_parameter_supported"):
+            answer["iss"] = self.issuer
+        return authorization_response(params, merged(answer, self.authorization_params))
+
+    def _authorization_request(self, request: RecordedRequest) -> dict[str, str]:
+        """Return the parameters, those pushed before when a request_uri names them."""
+        params = single_values(request.query if request.method == "GET" else request.form)
+        if "request_uri" not in params:
+            if self.metadata.get("require_pushed_authorization_requests"):
+                raise Refused("invalid_request", "the request must be pushed")
+            return params
+        pushed = self._pushed.pop(params["request_uri"], None)
+        if pushed is None or pushed.get("client_id") != params.get("client_id"):
+            raise Refused("invalid_request_uri", "unknown, spent, or another client's")
+        return pushed
+
+    def _check_client(self, params: Mapping[str, str]) -> None:
+        """Refuse before anything is sent to a redirect_uri that nobody vouches for."""
+        redirect_uri = params.get("redirect_uri", "")
+        if params.get("client_id") != self.client_id:
+            raise Refused("unauthorized_client", "unknown client_id")
+        if urlsplit(redirect_uri).scheme not in ("http", "https"):
+            raise Refused("invalid_request", "redirect_uri is missing or not absolute")
+        if self.redirect_uris is not None and redirect_uri not in self.redirect_uris:
+            raise Refused("invalid_request", "redirect_uri is not registered")
+
+    def _check_authorization_request(self, params: Mapping[str, str]) -> None:
+        prompts = params.get("prompt", "").split()
+        if params.get("response_type") != "code":
+            raise Refused("unsupported_response_type", "only code")
+        if params.get("response_mode", "query") not in ("query", "form_post"):
+            raise Refused("invalid_request", "only query and form_post")
+        if "openid" not in params.get("scope", "").split():
+            raise Refused("invalid_scope", "scope lacks openid")
+        if params.get("code_challenge_method") != "S256":
+            raise Refused("invalid_request", "code_challenge_method must be S256")
+        if not re.fullmatch(r"[A-Za-z0-9_-]{43}", params.get("code_challenge", "")):
+            raise Refused("invalid_request", "code_challenge is not a SHA-256 digest")
+        if "none" in prompts and len(prompts) > 1:
+            raise Refused("invalid_request", "prompt=none stands alone")
+        if "none" in prompts and not self.signed_in:
+            raise Refused("login_required", "nobody is signed in")
+
+    def _issue_code(self, params: dict[str, str]) -> str:
+        code, now = secrets.token_urlsafe(24), self.now()
+        auth_time = int(now) if self.auth_time is None else self.auth_time
+        too_old = "max_age" in params and auth_time < now - int(params["max_age"])
+        if too_old or "login" in params.get("prompt", "").split():
+            auth_time = int(now)
+        person = copy.deepcopy(self.person)
+        self._codes[code] = Grant(person, params, auth_time, code_expires_at=now + 60)
+        return code
+
+    def _token_endpoint(self, request: RecordedRequest) -> Answer:
+        form = single_values(request.form)
+        self._authenticate_client(request, form)
+        grant_types = {"authorization_code": self._redeem_code, "refresh_token": self._refresh}
+        if form.get("grant_type") not in grant_types:
+            raise Refused("unsupported_grant_type", "authorization_code or refresh_token")
+        response = grant_types[form["grant_type"]](form)
+        return json_answer(merged(response, self.token_response))
+
+    def _redeem_code(self, form: Mapping[str, str]) -> dict[str, Any]:
+        """Redeem a code once; a second use ends the whole grant (RFC 6749 §4.1.2)."""
+        grant = self._codes.get(form.get("code", ""))
+        if grant is None or self.now() > grant.code_expires_at:
+            raise Refused("invalid_grant", "unknown or expired code")
+        if grant.code_used:
+            grant.revoked = True
+            raise Refused("invalid_grant", "the code was used before")
+        if form.get("redirect_uri") != grant.request["redirect_uri"]:
+            raise Refused("invalid_grant", "redirect_uri is not that of the request")
+        if code_challenge(form.get("code_verifier", "")) != grant.request["code_challenge"]:
+            raise Refused("invalid_grant", "code_verifier does not fit")
+        grant.code_used = True
+        return self._tokens(grant, grant.scopes, nonce=grant.request.get("nonce"))
+
+    def _refresh(self, form: Mapping[str, str]) -> dict[str, Any]:
+        """Rotate a refresh token; a spent one ends the whole grant (RFC 9700 §4.14.2)."""
+        refresh_token = form.get("refresh_token", "")
+        if refresh_token in self._spent_refresh_tokens:
+            self._spent_refresh_tokens[refresh_token].revoked = True
+        grant = self._refresh_tokens.get(refresh_token)
+        if grant is None or grant.revoked:
+            raise Refused("invalid_grant", "unknown, spent or revoked refresh token")
+        scopes = form.get("scope", grant.request["scope"]).split()
+        if not set(scopes) <= set(grant.scopes):
+            raise Refused("invalid_scope", "more than was granted")
+        self._spent_refresh_tokens[refresh_token] = self._refresh_tokens.pop(refresh_token)
+        tokens = self._tokens(grant, scopes, nonce=None)
+        return tokens if self.id_token_on_refresh else merged(tokens, {"id_token": REMOVE})
+
+    def _tokens(self, grant: Grant, scopes: list[str], nonce: str | None) -> dict[str, Any]:
+        access_token, refresh_token = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+        self._access_tokens[access_token] = grant, self.now() + self.expires_in
+        tokens = {
+            "access_token": access_token,
+            "token_type": "Bearer",
+            "expires_in": self.expires_in,
+            "scope": " ".join(scopes),
+            "id_token": self._id_token(grant, access_token, nonce),
+        }
+        if "offline_access" in grant.scopes:
+            self._refresh_tokens[refresh_token] = grant
+            tokens["refresh_token"] = refresh_token
+        return tokens
+
+    def _id_token(self, grant: Grant, access_token: str, nonce: str | None) -> str:
+        claims = self._honest_id_token_claims(grant, access_token)
+        if nonce is not None:
+            claims["nonce"] = nonce
+        if self.id_token_carries_claims:
+            claims = grant.person | claims
+        claims = merged(claims, self.id_token_claims)
+        if self.make_id_token is None:
+            return self.sign(claims, self.id_token_header)
+        honest_header, *_ = decode_jws(self.sign({}))
+        return self.make_id_token(claims, merged(honest_header, self.id_token_header))
+
+    def _honest_id_token_claims(self, grant: Grant, access_token: str) -> dict[str, Any]:
+        """Return the claims of Core §2, and no claim about the person but sub."""
+        now, acr_values = int(self.now()), grant.request.get("acr_values", "").split()
+        claims: dict[str, Any] = {
+            "iss": self.issuer,
+            "sub": grant.person["sub"],
+            "aud": self.client_id,
+            "exp": now + self.id_token_lifetime,
+            "iat": now,
+            "auth_time": grant.auth_time,
+            "at_hash": half_hash(self.signing_alg, access_token),
+        }
+        return claims | ({"acr": acr_values[0]} if acr_values else {})
+
+    def _userinfo_endpoint(self, request: RecordedRequest) -> Answer:
+        """Tell who the access token speaks for (Core §5.3); an ID Token opens nothing."""
+        scheme, _, access_token = request.headers.get("Authorization", "").partition(" ")
+        grant, expires_at = self._access_tokens.get(access_token, (None, 0.0))
+        if scheme != "Bearer" or grant is None or grant.revoked or self.now() >= expires_at:
+            challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+            raise Refused("invalid_token", "no access token of ours", 401, challenge)
+        if not self.userinfo_jwt:
+            return json_answer(merged(grant.person, self.userinfo_claims))
+        claims = grant.person | {"iss": self.issuer, "aud": self.client_id}
+        jws = self.sign(merged(claims, self.userinfo_claims))
+        return Answer(200, jws.encode(), {"Content-Type": "application/jwt"})
+
+    # Client authentication (RFC 6749 §2.3, Core §9)
+
+    def _authenticate_client(self, request: RecordedRequest, form: Mapping[str, str]) -> None:
+        method = presented_method(request.headers, form)
+        if method not in self.metadata.get(
+            "token_endpoint_auth_methods_supported", ["client_secret_basic"]
+        ):
+            raise invalid_client(f"{method} is not supported")
+        if method.endswith("_jwt"):
+            self._check_assertion(method, form)
+        else:
+            self._check_secret(method, request.headers, form)
+
+    def _check_secret(self, method: str, headers: Message, form: Mapping[str, str]) -> None:
+        client_id, client_secret = presented_secret(headers, form)
+        if form.get("client_id", client_id) != client_id or client_id != self.client_id:
+            raise invalid_client("unknown client_id")
+        if method != "none" and not secrets.compare_digest(
+            client_secret.encode(), self.client_secret.encode()
+        ):
+            raise invalid_client("wrong secret")
+
+    def _check_assertion(self, method: str, form: Mapping[str, str]) -> None:
+        """Check a client assertion (RFC 7523 §3): for us alone, short-lived, used once."""
+        if form.get("client_assertion_type") != (
+            "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+        ):
+            raise invalid_client("wrong client_assertion_type")
+        claims = self._assertion_claims(method, form["client_assertion"])
+        if not claims.get("iss") == claims.get("sub") == self.client_id:
+            raise invalid_client("iss and sub must be the client_id")
+        if claims.get("aud") != self.issuer:
+            raise invalid_client("aud must be the issuer, as one string")
+        if not self.now() < claims.get("exp", 0) <= self.now() + 61:
+            raise invalid_client("exp must be at most 60 s away")
+        if not claims.get("jti") or claims["jti"] in self._assertions_seen:
+            raise invalid_client("jti must be new")
+        self._assertions_seen.add(claims["jti"])
+
+    def _assertion_claims(self, method: str, assertion: str) -> dict[str, Any]:
+        for key in self._client_keys(method):
+            with contextlib.suppress(InvalidSignature, KeyError):
+                return verified_claims(assertion, key)
+        raise invalid_client("no key of the client fits the assertion")
+
+    def _client_keys(self, method: str) -> Iterator[PublicKey | bytes]:
+        if method == "client_secret_jwt":
+            yield self.client_secret.encode()
+        else:
+            yield from map(public_key, self.client_jwk.get("keys", [self.client_jwk]))
+
+
+def signature(alg: str, key: SigningKey | bytes | None, signing_input: bytes) -> bytes:
+    """Return the raw signature by whatever key is given; empty for "none"."""
+    if key is None or alg == "none":
+        return b""
+    if isinstance(key, bytes):
+        return hmac_signature(alg, key, signing_input)
+    return key.sign(signing_input, alg)
+
+
+def single_values(form: Form) -> dict[str, str]:
+    """Return the parameters, none of which may come twice (RFC 6749 §3.1)."""
+    repeated = [name for name, values in form.items() if len(values) > 1]
+    if repeated:
+        raise Refused("invalid_request", f"repeated: {', '.join(repeated)}")
+    return {name: values[0] for name, values in form.items()}
+
+
+def code_challenge(code_verifier: str) -> str | None:
+    """Return the S256 challenge of a verifier (RFC 7636 §4.2), None for a malformed one."""
+    if not re.fullmatch(r"[A-Za-z0-9._~-]{43,128}", code_verifier):
+        return None
+    return base64url(hashlib.sha256(code_verifier.encode()).digest())
+
+
+def authorization_response(request: Mapping[str, str], answer: Mapping[str, Any]) -> Answer:
+    """Carry the answer to the redirect_uri, in its query or in a form that posts itself."""
+    redirect_uri = request["redirect_uri"]
+    if request.get("response_mode") == "form_post":
+        return form_post(redirect_uri, answer)
+    separator = "&" if urlsplit(redirect_uri).query else "?"
+    location = redirect_uri + separator + urlencode(answer, doseq=True)
+    return Answer(302, headers={"Location": location, "Cache-Control": "no-store"})
+
+
+def form_post(redirect_uri: str, answer: Mapping[str, Any]) -> Answer:
+    """Return the page of OAuth 2.0 Form Post Response Mode §2."""
+    fields = "".join(
+        f'<input type="hidden" name="{html.escape(name)}" value="{html.escape(str(value))}">'
+        for name, values in answer.items()
+        for value in (values if isinstance(values, list) else [values])
+    )
+    page = (
+        '<!doctype html><html lang="en"><title>Signing in</title>'
+        '<body onload="document.forms[0].submit()">'
+        f'<form method="post" action="{html.escape(redirect_uri)}">{fields}'
+        "<button>Continue</button></form>"
+    )
+    return Answer(200, page.encode(), {"Content-Type": "text/html; charset=utf-8"})
+
+
+def presented_method(headers: Message, form: Mapping[str, str]) -> str:
+    """Return the one method of client authentication that a request uses."""
+    methods = []
+    if "Authorization" in headers:
+        methods.append("client_secret_basic")
+    if "client_secret" in form:
+        methods.append("client_secret_post")
+    if "client_assertion" in form:
+        alg = decode_jws(form["client_assertion"])[0].get("alg", "")
+        methods.append("client_secret_jwt" if alg.startswith("HS") else "private_key_jwt")
+    if len(methods) > 1:
+        raise Refused("invalid_request", "more than one method of client authentication")
+    return methods[0] if methods else "none"
+
+
+def presented_secret(headers: Message, form: Mapping[str, str]) -> tuple[str, str]:
+    """Return client_id and client_secret; in Basic both are form-encoded (RFC 6749 §2.3.1)."""
+    if "Authorization" not in headers:
+        return form.get("client_id", ""), form.get("client_secret", "")
+    scheme, _, credentials = headers["Authorization"].partition(" ")
+    if scheme != "Basic":
+        raise invalid_client("only Basic")
+    client_id, _, client_secret = base64.b64decode(credentials).decode().partition(":")
+    return unquote_plus(client_id), unquote_plus(client_secret)
+
+
+def invalid_client(description: str) -> Refused:
+    """Return the refusal of a client that did not prove who it is (RFC 6749 §5.2)."""
+    return Refused("invalid_client", description, 401, {"WWW-Authenticate": "Basic"})

@@ -1,0 +1,622 @@
+"""The tests' own OpenID Provider keeps its promises, the bad ones included."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote_plus, urlsplit
+
+import pytest
+import requests
+from cryptography.exceptions import InvalidSignature
+from requests.exceptions import ConnectionError as Unreachable
+
+from tests.provider import (
+    REMOVE,
+    OpenIDProvider,
+    SigningKey,
+    close_connection,
+    code_challenge,
+    decode_jws,
+    drip,
+    drip_headers,
+    endless,
+    first,
+    gzip_bomb,
+    half_hash,
+    held,
+    huge_header,
+    issue_certificate,
+    not_json,
+    public_key,
+    raw,
+    redirect_to,
+    sending,
+    slow,
+    verified_claims,
+)
+
+CALLBACK = "https://rp.example/callback"
+CODE_VERIFIER = "v" * 43
+ALGS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
+
+@pytest.fixture(scope="module")
+def key() -> SigningKey:
+    return SigningKey.generate("RS256", kid="one")
+
+
+@pytest.fixture
+def op(key: SigningKey) -> Iterator[OpenIDProvider]:
+    with OpenIDProvider(keys=[key]) as provider:
+        yield provider
+
+
+@pytest.fixture
+def http() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        session.trust_env = False
+        yield session
+
+
+class Client:
+    """The steps of an honest relying party, with parameters a test may replace."""
+
+    def __init__(self, op: OpenIDProvider, http: requests.Session) -> None:
+        self.op = op
+        self.http = http
+
+    def request(self, **changes: str) -> dict[str, str]:
+        """Return the parameters of an authentication request."""
+        return {
+            "client_id": self.op.client_id,
+            "redirect_uri": CALLBACK,
+            "response_type": "code",
+            "scope": "openid offline_access",
+            "state": "the-state",
+            "nonce": "the-nonce",
+            "code_challenge": code_challenge(CODE_VERIFIER) or "",
+            "code_challenge_method": "S256",
+        } | changes
+
+    def authorize(self, **changes: str) -> requests.Response:
+        """Send an authentication request."""
+        url, params = self.op.url("authorization"), self.request(**changes)
+        return self.http.get(url, params=params, allow_redirects=False, timeout=5)
+
+    def answer(self, **changes: str) -> dict[str, list[str]]:
+        """Return the parameters that came to the redirect_uri."""
+        return parse_qs(urlsplit(self.authorize(**changes).headers["Location"]).query)
+
+    def redeem(self, code: str, **changes: str) -> requests.Response:
+        """Send a token request with client_secret_basic."""
+        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": CALLBACK}
+        return self.post(form | {"code_verifier": CODE_VERIFIER} | changes)
+
+    def refresh(self, refresh_token: str, **changes: str) -> requests.Response:
+        form = {"grant_type": "refresh_token", "refresh_token": refresh_token}
+        return self.post(form | changes)
+
+    def post(self, form: dict[str, str]) -> requests.Response:
+        credentials = quote_plus(self.op.client_id), quote_plus(self.op.client_secret)
+        return self.http.post(self.op.url("token"), form, auth=credentials, timeout=5)
+
+    def tokens(self, **changes: str) -> dict[str, Any]:
+        """Walk to the token response."""
+        response = self.redeem(self.answer(**changes)["code"][0])
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    def userinfo(self, access_token: str) -> requests.Response:
+        headers = {"Authorization": f"Bearer {access_token}"}
+        return self.http.get(self.op.url("userinfo"), headers=headers, timeout=5)
+
+    def get(self, endpoint: str, **options: Any) -> requests.Response:
+        options = {"allow_redirects": False, "timeout": 5} | options
+        return self.http.get(self.op.url(endpoint), **options)
+
+
+@pytest.fixture
+def client(op: OpenIDProvider, http: requests.Session) -> Client:
+    return Client(op, http)
+
+
+def refusal(response: requests.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]
+
+
+# Discovery and keys
+
+
+@pytest.mark.parametrize(
+    ("issuer_path", "trailing_slash", "discovery"),
+    [
+        ("", False, "/.well-known/openid-configuration"),
+        ("", True, "/.well-known/openid-configuration"),
+        ("/tenant/oidc", False, "/tenant/oidc/.well-known/openid-configuration"),
+        ("/tenant", True, "/tenant/.well-known/openid-configuration"),
+    ],
+)
+def test_discovery_is_at_the_issuer_less_one_slash(
+    key: SigningKey,
+    http: requests.Session,
+    issuer_path: str,
+    trailing_slash: bool,
+    discovery: str,
+) -> None:
+    with OpenIDProvider(issuer_path=issuer_path, trailing_slash=trailing_slash, keys=[key]) as op:
+        assert op.issuer == op.origin + issuer_path + "/" * trailing_slash
+        document = http.get(op.origin + discovery, timeout=5).json()
+        assert document["issuer"] == op.issuer
+        assert document["token_endpoint"] == op.url("token")
+        assert op.calls("discovery") == op.calls(discovery) == 1
+
+
+def test_metadata_can_be_changed(op: OpenIDProvider, client: Client) -> None:
+    op.metadata["issuer"] = "https://other.example"
+    assert client.get("discovery").json()["issuer"] == "https://other.example"
+
+
+@pytest.mark.parametrize("alg", ALGS)
+def test_id_token_verifies_with_the_published_key(
+    op: OpenIDProvider, client: Client, alg: str
+) -> None:
+    op.signing_alg = alg
+    tokens = client.tokens()
+    header = decode_jws(tokens["id_token"])[0]
+    [jwk] = [jwk for jwk in client.get("jwks").json()["keys"] if jwk["kid"] == header["kid"]]
+    claims = verified_claims(tokens["id_token"], public_key(jwk))
+    assert header["alg"] == jwk["alg"] == alg
+    assert claims["nonce"] == "the-nonce"
+    assert claims["at_hash"] == half_hash(alg, tokens["access_token"])
+    assert not {"d", "p", "q"} & set(jwk)
+    with pytest.raises(InvalidSignature):
+        verified_claims(op.sign(claims, key=SigningKey.generate(alg)), public_key(jwk))
+
+
+@pytest.mark.parametrize("alg", ["HS256", "HS384", "HS512"])
+def test_hs_signs_with_the_client_secret(op: OpenIDProvider, client: Client, alg: str) -> None:
+    op.signing_alg = alg
+    id_token = client.tokens()["id_token"]
+    assert decode_jws(id_token)[0] == {"alg": alg, "typ": "JWT"}
+    assert verified_claims(id_token, op.client_secret.encode())["iss"] == op.issuer
+
+
+def test_rotated_keys_replace_the_old_ones(op: OpenIDProvider, client: Client) -> None:
+    before = client.get("jwks").json()["keys"]
+    op.rotate_keys()
+    after = client.get("jwks").json()["keys"]
+    assert before[0]["kid"] != after[0]["kid"]
+    assert before[0]["n"] != after[0]["n"]
+    assert decode_jws(client.tokens()["id_token"])[0]["kid"] == after[0]["kid"]
+
+
+def test_published_jwk_can_lie(op: OpenIDProvider, client: Client) -> None:
+    lying = SigningKey("RS256", "two", op.keys[0].private_key, {"use": "enc", "alg": REMOVE})
+    op.keys = [lying]
+    [jwk] = client.get("jwks").json()["keys"]
+    assert jwk["use"] == "enc"
+    assert "alg" not in jwk
+
+
+# The authorization endpoint
+
+
+def test_authentication_response_carries_code_state_and_iss(
+    op: OpenIDProvider, client: Client
+) -> None:
+    response = client.authorize()
+    assert response.status_code == 302
+    assert response.headers["Location"].startswith(CALLBACK + "?")
+    answer = client.answer()
+    assert answer.keys() == {"code", "state", "iss"}
+    assert answer["state"] == ["the-state"]
+    assert answer["iss"] == [op.issuer]
+    op.metadata["authorization_response_iss_parameter_supported"] = False
+    assert "iss" not in client.answer()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"scope": "profile"}, "invalid_scope"),
+        ({"response_type": "token"}, "unsupported_response_type"),
+        ({"code_challenge": ""}, "invalid_request"),
+        ({"code_challenge_method": "plain"}, "invalid_request"),
+        ({"prompt": "none login"}, "invalid_request"),
+    ],
+)
+def test_bad_authentication_request_is_answered_with_an_error(
+    client: Client, changes: dict[str, str], error: str
+) -> None:
+    answer = client.answer(**changes)
+    assert answer["error"] == [error]
+    assert answer["state"] == ["the-state"]
+    assert "code" not in answer
+
+
+@pytest.mark.parametrize("changes", [{"client_id": "x"}, {"redirect_uri": "https://evil.example"}])
+def test_nobody_is_sent_to_an_unknown_place(
+    op: OpenIDProvider, client: Client, changes: dict[str, str]
+) -> None:
+    op.redirect_uris = [CALLBACK]
+    response = client.authorize(**changes)
+    assert response.status_code == 400
+    assert "Location" not in response.headers
+
+
+def test_prompt_none_needs_somebody_signed_in(op: OpenIDProvider, client: Client) -> None:
+    assert "code" in client.answer(prompt="none")
+    op.signed_in = False
+    assert client.answer(prompt="none")["error"] == ["login_required"]
+
+
+def test_form_post_is_a_form_that_posts_itself(client: Client) -> None:
+    page = client.authorize(response_mode="form_post", state='"><b>').text
+    assert f'<form method="post" action="{CALLBACK}">' in page
+    assert 'name="state" value="&quot;&gt;&lt;b&gt;"' in page
+    assert 'name="code"' in page
+
+
+def test_authorization_params_are_merged_over_the_answer(
+    op: OpenIDProvider, client: Client
+) -> None:
+    op.authorization_params = {"code": REMOVE, "error": "access_denied", "state": ["a", "b"]}
+    answer = client.answer()
+    assert answer["error"] == ["access_denied"]
+    assert answer["state"] == ["a", "b"]
+    assert "code" not in answer
+
+
+def test_max_age_and_acr_values_are_honoured(op: OpenIDProvider, client: Client) -> None:
+    op.auth_time = 1_000_000_000
+    claims = decode_jws(client.tokens(acr_values="silver bronze")["id_token"])[1]
+    assert claims["auth_time"] == 1_000_000_000
+    assert claims["acr"] == "silver"
+    claims = decode_jws(client.tokens(max_age="60")["id_token"])[1]
+    assert claims["auth_time"] == pytest.approx(time.time(), abs=5)
+
+
+def test_pushed_request_is_used_once(op: OpenIDProvider, client: Client) -> None:
+    op.metadata["require_pushed_authorization_requests"] = True
+    assert client.authorize().status_code == 400
+    credentials = quote_plus(op.client_id), quote_plus(op.client_secret)
+    par = client.http.post(op.url("par"), client.request(), auth=credentials, timeout=5)
+    assert par.status_code == 201
+    params = {"client_id": op.client_id, "request_uri": par.json()["request_uri"]}
+    url = op.url("authorization")
+    assert client.http.get(url, params=params, allow_redirects=False).status_code == 302
+    assert client.http.get(url, params=params, allow_redirects=False).status_code == 400
+
+
+# The token endpoint
+
+
+def test_code_is_good_once_and_its_second_use_ends_the_tokens(client: Client) -> None:
+    code = client.answer()["code"][0]
+    tokens = client.redeem(code).json()
+    assert client.userinfo(tokens["access_token"]).status_code == 200
+    assert refusal(client.redeem(code)) == (400, "invalid_grant")
+    assert client.userinfo(tokens["access_token"]).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"code_verifier": "w" * 43},
+        {"code_verifier": ""},
+        {"code_verifier": "too-short"},
+        {"redirect_uri": CALLBACK + "/"},
+        {"code": "unknown"},
+    ],
+)
+def test_code_needs_its_verifier_and_redirect_uri(client: Client, changes: dict[str, str]) -> None:
+    code = client.answer()["code"][0]
+    assert refusal(client.redeem(**{"code": code} | changes)) == (400, "invalid_grant")
+
+
+def test_code_expires(op: OpenIDProvider, client: Client) -> None:
+    code = client.answer()["code"][0]
+    op.now = lambda: time.time() + 61
+    assert refusal(client.redeem(code)) == (400, "invalid_grant")
+
+
+def test_refresh_token_rotates_and_reuse_ends_the_family(client: Client) -> None:
+    old = client.tokens()
+    new = client.refresh(old["refresh_token"]).json()
+    assert new["refresh_token"] != old["refresh_token"]
+    claims = decode_jws(new["id_token"])[1]
+    assert "nonce" not in claims
+    assert claims["auth_time"] == decode_jws(old["id_token"])[1]["auth_time"]
+    assert refusal(client.refresh(old["refresh_token"])) == (400, "invalid_grant")
+    assert refusal(client.refresh(new["refresh_token"])) == (400, "invalid_grant")
+    assert client.userinfo(new["access_token"]).status_code == 401
+
+
+def test_refresh_may_narrow_the_scope_only(client: Client) -> None:
+    refresh_token = client.tokens()["refresh_token"]
+    assert refusal(client.refresh(refresh_token, scope="openid admin")) == (400, "invalid_scope")
+    assert client.refresh(refresh_token, scope="openid").json()["scope"] == "openid"
+
+
+def test_no_offline_access_no_refresh_token(client: Client) -> None:
+    assert "refresh_token" not in client.tokens(scope="openid")
+
+
+# Client authentication
+
+
+def send_code(client: Client, op: OpenIDProvider, **authentication: Any) -> requests.Response:
+    """Redeem a fresh code with this client authentication."""
+    form = {"grant_type": "authorization_code", "redirect_uri": CALLBACK}
+    form |= {"code": client.answer()["code"][0], "code_verifier": CODE_VERIFIER}
+    auth = authentication.pop("auth", None)
+    return client.http.post(op.url("token"), form | authentication, auth=auth, timeout=5)
+
+
+def assertion(op: OpenIDProvider, key: SigningKey | bytes, **changes: Any) -> dict[str, str]:
+    claims: dict[str, Any] = {"iss": op.client_id, "sub": op.client_id, "aud": op.issuer}
+    claims |= {"exp": int(time.time()) + 60, "jti": base64.b64encode(bytes(12)).decode()}
+    alg = "HS256" if isinstance(key, bytes) else key.alg
+    signed = op.sign(claims | changes, key=key, alg=alg)
+    return {"client_assertion_type": ASSERTION_TYPE, "client_assertion": signed}
+
+
+def test_basic_credentials_are_form_decoded(op: OpenIDProvider, client: Client) -> None:
+    assert quote_plus(op.client_secret) != op.client_secret
+    assert client.tokens()["token_type"] == "Bearer"
+    unencoded = send_code(client, op, auth=(op.client_id, op.client_secret))
+    assert refusal(unencoded) == (401, "invalid_client")
+    assert unencoded.headers["WWW-Authenticate"] == "Basic"
+
+
+def test_secret_may_be_posted(op: OpenIDProvider, client: Client) -> None:
+    good = {"client_id": op.client_id, "client_secret": op.client_secret}
+    assert send_code(client, op, **good).status_code == 200
+    wrong = good | {"client_secret": "wrong"}
+    assert refusal(send_code(client, op, **wrong)) == (401, "invalid_client")
+    twice = send_code(client, op, auth=("rp-client", "x"), **good)
+    assert refusal(twice) == (400, "invalid_request")
+
+
+def test_public_client_needs_the_method_none(op: OpenIDProvider, client: Client) -> None:
+    assert refusal(send_code(client, op, client_id=op.client_id)) == (401, "invalid_client")
+    op.metadata["token_endpoint_auth_methods_supported"] = ["none"]
+    assert send_code(client, op, client_id=op.client_id).status_code == 200
+    assert refusal(send_code(client, op, client_id="other")) == (401, "invalid_client")
+
+
+@pytest.mark.parametrize("alg", ["ES256", "EdDSA", "PS256"])
+def test_private_key_jwt(op: OpenIDProvider, client: Client, alg: str) -> None:
+    key = SigningKey.generate(alg)
+    op.client_jwk = {"keys": [SigningKey.generate("ES384").public_jwk, key.public_jwk]}
+    authentication = assertion(op, key)
+    assert send_code(client, op, **authentication).status_code == 200
+    assert refusal(send_code(client, op, **authentication)) == (401, "invalid_client")
+    too_late = int(time.time()) + 600
+    changes: list[dict[str, Any]] = [{"aud": [op.issuer]}, {"exp": too_late}, {"sub": "other"}]
+    for change in changes:
+        bad = assertion(op, key, jti=str(change), **change)
+        assert refusal(send_code(client, op, **bad)) == (401, "invalid_client")
+    forged = assertion(op, SigningKey.generate(alg), jti="2")
+    assert refusal(send_code(client, op, **forged)) == (401, "invalid_client")
+
+
+def test_client_secret_jwt(op: OpenIDProvider, client: Client) -> None:
+    good = assertion(op, op.client_secret.encode())
+    assert send_code(client, op, **good).status_code == 200
+    forged = assertion(op, b"another secret", jti="2")
+    assert refusal(send_code(client, op, **forged)) == (401, "invalid_client")
+
+
+# UserInfo
+
+
+def test_userinfo_wants_an_access_token(op: OpenIDProvider, client: Client) -> None:
+    tokens = client.tokens()
+    assert client.userinfo(tokens["access_token"]).json() == op.person
+    assert refusal(client.userinfo(tokens["id_token"])) == (401, "invalid_token")
+    op.now = lambda: time.time() + op.expires_in
+    assert refusal(client.userinfo(tokens["access_token"])) == (401, "invalid_token")
+
+
+def test_userinfo_can_be_signed_and_changed(op: OpenIDProvider, client: Client) -> None:
+    op.userinfo_jwt = True
+    op.userinfo_claims = {"sub": "other", "email": REMOVE}
+    response = client.userinfo(client.tokens()["access_token"])
+    claims = verified_claims(response.text, op.keys[0].private_key.public_key())
+    assert response.headers["Content-Type"] == "application/jwt"
+    assert (claims["iss"], claims["aud"], claims["sub"]) == (op.issuer, op.client_id, "other")
+    assert "email" not in claims
+
+
+def test_tokens_speak_for_whoever_signed_in(op: OpenIDProvider, client: Client) -> None:
+    code = client.answer()["code"][0]
+    op.person["sub"] = "the next one"
+    tokens = client.redeem(code).json()
+    assert decode_jws(tokens["id_token"])[1]["sub"] == "248289761001"
+    assert client.userinfo(tokens["access_token"]).json()["sub"] == "248289761001"
+
+
+# Tokens bent and forged
+
+
+def test_id_token_says_sub_and_no_more_of_the_person(op: OpenIDProvider, client: Client) -> None:
+    claims = decode_jws(client.tokens()["id_token"])[1]
+    assert claims.keys() == {"iss", "sub", "aud", "exp", "iat", "auth_time", "at_hash", "nonce"}
+    op.id_token_carries_claims = True
+    assert decode_jws(client.tokens()["id_token"])[1]["email"] == op.person["email"]
+
+
+def test_claims_header_and_token_response_can_be_bent(op: OpenIDProvider, client: Client) -> None:
+    op.id_token_claims = {"aud": ["a", "b"], "nonce": REMOVE}
+    op.id_token_header = {"alg": "none", "kid": REMOVE}
+    op.token_response = {"token_type": "DPoP", "expires_in": REMOVE}
+    tokens = client.tokens()
+    header, claims, *_ = decode_jws(tokens["id_token"])
+    assert header == {"alg": "none", "typ": "JWT"}
+    assert claims["aud"] == ["a", "b"]
+    assert "nonce" not in claims
+    assert tokens["token_type"] == "DPoP"
+    assert "expires_in" not in tokens
+
+
+def test_make_id_token_has_the_last_word(op: OpenIDProvider, client: Client) -> None:
+    op.make_id_token = lambda claims, header: json.dumps([claims["sub"], header["kid"]])
+    assert json.loads(client.tokens()["id_token"]) == [op.person["sub"], "one"]
+
+
+def test_forgeries(op: OpenIDProvider) -> None:
+    assert op.sign({}, alg="none").endswith(".")
+    pem = op.keys[0].public_pem
+    confused = op.sign({"sub": "x"}, {"kid": "one"}, key=pem, alg="HS256")
+    assert decode_jws(confused)[0] == {"alg": "HS256", "typ": "JWT", "kid": "one"}
+    assert verified_claims(confused, pem) == {"sub": "x"}
+    assert decode_jws(op.sign(b'{"sub": "a", "sub": "b"}'))[1] == {"sub": "b"}
+
+
+# Answers gone wrong
+
+
+def test_requests_are_recorded(op: OpenIDProvider, client: Client) -> None:
+    client.tokens()
+    client.http.get(op.origin + "/elsewhere?a=1&a=2", timeout=5)
+    assert [request.endpoint for request in op.requests] == ["authorization", "token", None]
+    assert op.calls("token") == op.calls("/token") == op.calls("/elsewhere") == 1
+    assert op.requests_to("token")[0].form["code_verifier"] == [CODE_VERIFIER]
+    assert op.requests_to("token")[0].headers["authorization"].startswith("Basic ")
+    assert op.requests_to("/elsewhere")[0].query == {"a": ["1", "2"]}
+    op.forget_requests()
+    assert op.requests == []
+
+
+@pytest.mark.parametrize(
+    ("misbehaviour", "status", "header", "body"),
+    [
+        (raw(503, {"Retry-After": "7"}, b"later"), 503, ("Retry-After", "7"), b"later"),
+        (redirect_to("/elsewhere"), 307, ("Location", "/elsewhere"), b""),
+        (redirect_to("/elsewhere", 302), 302, ("Location", "/elsewhere"), b""),
+        (sending([1]), 200, ("Content-Type", "application/json"), b"[1]"),
+        (raw(200, {"Content-Length": "1"}, b"abc"), 200, ("Content-Length", "1"), b"a"),
+    ],
+)
+def test_an_answer_can_be_dictated(
+    op: OpenIDProvider,
+    client: Client,
+    misbehaviour: Any,
+    status: int,
+    header: tuple[str, str],
+    body: bytes,
+) -> None:
+    op.answer["jwks"] = misbehaviour
+    response = client.get("jwks")
+    assert (response.status_code, response.headers[header[0]]) == (status, header[1])
+    assert response.content == body
+    assert op.calls("/elsewhere") == 0
+
+
+def test_not_json(op: OpenIDProvider, client: Client) -> None:
+    op.answer["discovery"] = not_json()
+    with pytest.raises(requests.JSONDecodeError):
+        client.get("discovery").json()
+
+
+def test_close_connection_and_then_be_honest(op: OpenIDProvider, client: Client) -> None:
+    op.answer["jwks"] = first(1, close_connection())
+    with pytest.raises(Unreachable):
+        client.get("jwks")
+    assert client.get("jwks").status_code == 200
+
+
+def test_drip_outlives_a_socket_timeout(op: OpenIDProvider, client: Client) -> None:
+    op.answer["jwks"] = drip(b"0123456789" * 3, interval=0.02)
+    started = time.monotonic()
+    assert client.get("jwks", timeout=0.3).content == b"0123456789" * 3
+    assert time.monotonic() - started > 0.3
+
+
+def test_drip_headers(op: OpenIDProvider, client: Client) -> None:
+    op.answer["jwks"] = drip_headers(interval=0.0002)
+    assert client.get("jwks").json()["keys"][0]["kid"] == "one"
+
+
+def test_gzip_bomb_is_small_on_the_wire_and_valid(op: OpenIDProvider, client: Client) -> None:
+    op.answer["discovery"] = gzip_bomb(3_000_000)
+    response = client.get("discovery")
+    assert len(response.content) == 3_000_000
+    assert int(response.headers["Content-Length"]) < 30_000
+    assert response.json()["issuer"] == op.issuer
+
+
+def test_endless(op: OpenIDProvider, client: Client) -> None:
+    op.answer["jwks"] = endless()
+    with client.get("jwks", stream=True) as response:
+        chunks = response.iter_content(1 << 16)
+        assert sum(len(next(chunks)) for _ in range(100)) > 5_000_000
+
+
+def test_huge_header(op: OpenIDProvider, client: Client) -> None:
+    op.answer["jwks"] = huge_header(50_000)
+    assert len(client.get("jwks").headers["X"]) == 50_000
+    op.answer["jwks"] = huge_header()
+    with pytest.raises(Unreachable):
+        client.get("jwks")
+
+
+def test_slow_and_held_answers_are_honest_in_the_end(op: OpenIDProvider, client: Client) -> None:
+    op.answer["jwks"] = slow(0.3)
+    with pytest.raises(requests.ReadTimeout):
+        client.get("jwks", timeout=0.05)
+    go = threading.Event()
+    op.answer["jwks"] = held(go)
+    threading.Timer(0.05, go.set).start()
+    assert client.get("jwks").json()["keys"]
+
+
+# The server
+
+
+def test_connections_are_kept_until_the_provider_stops(op: OpenIDProvider, client: Client) -> None:
+    with client.get("jwks", stream=True) as response:
+        first_connection = response.raw.connection
+        assert response.content
+    with client.get("jwks", stream=True) as response:
+        assert response.raw.connection is first_connection
+        assert response.content
+    op.stop()
+    with pytest.raises(Unreachable):
+        client.get("jwks")
+
+
+def test_junk_is_refused_not_crashed_on(op: OpenIDProvider, client: Client) -> None:
+    junk = send_code(client, op, client_assertion="junk", client_assertion_type="x")
+    assert refusal(junk) == (400, "invalid_request")
+    doubled = client.http.post(op.url("token"), [("code", "1"), ("code", "2")], timeout=5)
+    assert refusal(doubled) == (400, "invalid_request")
+    assert client.http.put(op.url("token"), timeout=5).status_code == 405
+    assert client.http.get(op.origin + "/nowhere", timeout=5).status_code == 404
+
+
+def test_a_failure_inside_surfaces_when_it_stops(key: SigningKey, http: requests.Session) -> None:
+    def broken(claims: object) -> None:
+        raise LookupError("a mistake in the test's own answer")
+
+    with pytest.raises(LookupError), OpenIDProvider(keys=[key]) as op:  # noqa: PT012
+        op.answer["jwks"] = broken
+        with pytest.raises(Unreachable):
+            http.get(op.url("jwks"), timeout=5)
+
+
+def test_https(key: SigningKey, http: requests.Session, tmp_path: Path) -> None:
+    context, certificate_file = issue_certificate(tmp_path)
+    with OpenIDProvider(keys=[key], tls=context) as op:
+        assert op.issuer.startswith("https://127.0.0.1:")
+        with pytest.raises(requests.exceptions.SSLError):
+            http.get(op.url("jwks"), timeout=5)
+        assert http.get(op.url("jwks"), timeout=5, verify=str(certificate_file)).ok

@@ -1,0 +1,18 @@
+"""The URLs of the test site: ours, the admin, and pages that want a signed-in user."""
+
+from django.contrib import admin
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.urls import include, path
+
+
+def whoami(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(request.user.get_username())
+
+
+urlpatterns = [
+    path("oidc/", include("oidc_rp.urls")),
+    path("admin/", admin.site.urls),
+    path("home/", whoami),
+    path("private/", login_required(whoami)),
+]
