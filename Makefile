@@ -48,7 +48,7 @@ checks: $(READY)
 	@$(CHECK_DEMO) $(BIN)/python -W error manage.py check --fail-level WARNING
 	@$(CHECK_DEMO) DEMO_HTTPS=1 $(BIN)/python -W error manage.py check --deploy --fail-level WARNING
 	@for po in oidc_rp/locale/*/LC_MESSAGES/*.po; do \
-	    msgfmt --check --output-file=- "$$po" | cmp - "$${po%.po}.mo" || { \
+	    msgfmt --check-format --check-domain --output-file=- "$$po" | cmp - "$${po%.po}.mo" || { \
 	        echo "$${po%.po}.mo is not the compiled $$po: run django-admin compilemessages" >&2; exit 1; }; \
 	done
 

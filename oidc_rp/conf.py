@@ -277,7 +277,10 @@ OPTIONS: dict[str, Field[Any]] = {
 }
 """Every provider option and its field; .metadata["sentence"] says what it is for."""
 
-OWN_OPTIONS = frozenset({"ISSUER", "CLIENT_ID", "CLIENT_SECRET", "LABEL", "METADATA"})
+OWN_OPTIONS = frozenset(
+    "ISSUER CLIENT_ID CLIENT_SECRET PRIVATE_JWK LABEL METADATA REDIRECT_URIS TENANTS "
+    "API_ORIGINS".split()
+)
 """What each provider says for itself; any other option may stand at the top, for all of them."""
 
 TOP_OPTIONS = frozenset({"PROVIDERS", "TOKEN_KEYS", "KEEP_ANONYMOUS_SESSION"})

@@ -52,8 +52,15 @@ def oidc_providers(context: Context) -> list[LoginButton]:
 
 @register.inclusion_tag("oidc_rp/_login_buttons.html", takes_context=True)
 def oidc_login_buttons(context: Context) -> dict[str, Any]:
-    """Show a link for each provider, or nothing where none is configured."""
-    return {"providers": oidc_providers(context), "next": _next_url(context)}
+    """Show a button for each provider, or nothing where none is configured.
+
+    A link, or for somebody who is signed in already a form, which may link an account.
+    """
+    return {
+        "providers": oidc_providers(context),
+        "next": _next_url(context),
+        "request": context.get("request"),
+    }
 
 
 @register.simple_tag
