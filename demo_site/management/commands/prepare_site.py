@@ -1,0 +1,18 @@
+from typing import Any
+
+from django.contrib.auth.models import Group, Permission
+from django.core.management import BaseCommand, call_command
+
+
+class Command(BaseCommand):
+    """Prepare the database of the demo site; nothing is lost when run again."""
+
+    help = __doc__ or ""
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        call_command("migrate", verbosity=0, interactive=False)
+        call_command("createcachetable", verbosity=0)
+        viewers, _ = Group.objects.get_or_create(name="Identity viewers")
+        viewers.permissions.set(
+            Permission.objects.filter(codename__in=["view_identity", "view_user", "view_group"])
+        )

@@ -1,0 +1,21 @@
+from django.contrib.auth.views import LogoutView
+from django.urls import include, path
+from oauth2_provider import views as oauth2
+from oauth2_provider.urls import metadata_urlpatterns, oidc_urlpatterns
+
+from demo_site.provider import views
+
+oauth2_urlpatterns = [
+    *metadata_urlpatterns,
+    *oidc_urlpatterns,
+    path("authorize/", oauth2.AuthorizationView.as_view(), name="authorize"),
+    path("token/", oauth2.TokenView.as_view(), name="token"),
+    path("revoke_token/", oauth2.RevokeTokenView.as_view(), name="revoke-token"),
+]
+
+urlpatterns = [
+    path("", views.home, name="home"),
+    path("login/", views.LoginView.as_view(), name="login"),
+    path("sign-out/", LogoutView.as_view(), name="sign_out"),
+    path("", include((oauth2_urlpatterns, "oauth2_provider"))),
+]
