@@ -2,7 +2,7 @@
 
     OIDCError
     ├── ConfigurationError    our settings cannot be used: the developer
-    ├── TransportError        the OP cannot be reached or understood: the OP's operator, or the network's
+    ├── TransportError        the OP cannot be reached or understood: its operator, or the network's
     ├── OPError               the OP said no, in its own words
     ├── InvalidResponse       the OP's message, or the browser's, breaks the specification
     │   ├── InvalidJOSE         a JWS that cannot be trusted, before we know what it is for

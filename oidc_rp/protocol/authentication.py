@@ -147,9 +147,8 @@ def read_authentication_response(
             "response.mode", expected=request.response_mode, received=response_mode
         )
     values = {name: items[0] for name, items in parameters.items() if items}
-    if not compare_digest(
-        values.get("state", "").encode("utf-8", "replace"), request.state.encode()
-    ):
+    state = values.get("state", "").encode("utf-8", "replace")
+    if not state or not compare_digest(state, request.state.encode()):
         raise InvalidResponse("state.unknown", "the state is not this request's")
     _check_iss(values.get("iss"), issuers, iss_required)
     if "error" in values:

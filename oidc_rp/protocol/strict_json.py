@@ -14,9 +14,10 @@ def json_object(text: bytes | str, code: str) -> dict[str, Any]:
     surrogates (no database keeps them), numbers or nesting beyond what Python reads.
     """
     try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8")
-        value = _DECODER.decode(text)
+        text = (text if isinstance(text, bytes) else text.encode("utf-8")).decode("utf-8")
+        value, end = _DECODER.raw_decode(text := text.strip(_WHITESPACE))
+        if end != len(text):
+            raise ValueError("something follows")
         if "\\u" in text:
             _check_characters(value)
     except (ValueError, RecursionError) as error:
@@ -47,10 +48,11 @@ def _constant(_: str) -> NoReturn:
 def _check_characters(value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False)
     text.encode("utf-8")  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
-    if "\\u0000" in text:
+    if "\\u0000" in text.replace(r"\\", ""):  # an escaped backslash begins no escape
         raise ValueError("U+0000")
 
 
+_WHITESPACE = " \t\n\r"
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_members, parse_float=_finite, parse_constant=_constant
 )

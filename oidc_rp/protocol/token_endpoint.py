@@ -1,6 +1,5 @@
-"""Token request and response, client authentication (RFC 6749 §2.3, §4.1.3, §5; Core §9, §3.1.3)."""
+"""Token request and response, client authentication (RFC 6749 §2.3, §4.1.3, §5; Core §9)."""
 
-import math
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
@@ -189,7 +188,7 @@ def _expires_at(document: Mapping[str, Any], sent_at: datetime) -> datetime | No
         return None
     if isinstance(expires_in, str) and expires_in.isascii() and expires_in.isdigit():
         expires_in = int(expires_in[:10])
-    if type(expires_in) not in (int, float) or math.isnan(expires_in):
+    if type(expires_in) not in (int, float) or expires_in != expires_in:  # NaN equals nothing
         raise InvalidResponse(
             "token.expires_in", "not a number", received=type(expires_in).__name__
         )

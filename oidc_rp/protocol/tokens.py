@@ -21,7 +21,7 @@ class _Secret:
     __str__ = __repr__
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other._value == self._value  # type: ignore[attr-defined]
+        return type(other) is type(self) and other._value == self._value
 
     def __hash__(self) -> int:
         return hash((type(self), self._value))
@@ -31,7 +31,7 @@ class _Secret:
 
 
 class IdToken(_Secret):
-    """Proof, for this site, that somebody signed in (Core §2). Not yet validated. Never for an API."""
+    """Proof, for this site, that somebody signed in (Core §2); not yet validated, not for APIs."""
 
 
 class AccessToken(_Secret):
