@@ -4,13 +4,15 @@ A person is (iss, sub). No e-mail address or name ever selects a user here, unle
 twice: by a hook or an option of its own, and by an account that passes every condition below.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import Group
 from django.core.exceptions import (
     FieldDoesNotExist,
@@ -20,11 +22,14 @@ from django.core.exceptions import (
 )
 from django.db import DataError, IntegrityError, models, transaction
 from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 
 from .conf import Provider
 from .errors import LoginRefused
 from .models import Identity
 from .relying_party import Login
+
+logger = logging.getLogger("oidc_rp")
 
 # About the token or the sign-in, not about the person; UserInfo has no say in them.
 _PROTOCOL_CLAIMS = frozenset(
@@ -33,6 +38,7 @@ _PROTOCOL_CLAIMS = frozenset(
 _TRANSIENT_CLAIMS = frozenset("nonce at_hash c_hash s_hash".split())
 _BOOLEAN_CLAIMS = ("email_verified", "phone_number_verified")
 _BOOLEANS = {"true": True, "false": False}
+_NEVER_BY_CLAIMS = frozenset({"password", "is_staff", "is_superuser"})
 FRESH = timedelta(minutes=5)
 """How long ago a local login may be that confirms a link."""
 
@@ -85,13 +91,14 @@ def account_for(login: Login, hooks: AccountHooks, local_user: Any = None) -> Ac
         identity, linked = Identity.objects.find(claims["iss"], claims["sub"]), False
         if identity is None:
             identity, linked = _new_identity(claims, hooks, local_user)
-        if not identity.user.is_active:
-            raise LoginRefused("account.inactive", "the local user is not active")
+        user: Any = identity.user
+        _check_active(user)
         with transaction.atomic():
-            user = identity.user if linked else hooks.update_user(identity.user, claims)
-            _apply_groups(user, claims)
             if not linked:
-                _note_login(identity, claims)
+                _note_login(identity, claims)  # first, so that SQLite waits here for its lock
+                user = _updated(user, claims, hooks)
+            _apply_groups(user, claims)
+        _check_active(user)  # a hook or a claim may have changed that
     except (SuspiciousOperation, PermissionDenied) as error:
         raise LoginRefused("account.hook", "a hook of this site refused") from error
     except (IntegrityError, DataError) as error:
@@ -112,33 +119,99 @@ def verified_claims(login: Login) -> VerifiedClaims:
 
 def user_fields(claims: VerifiedClaims) -> dict[str, Any]:
     """What CLAIMS says of this user's fields; a value that does not fit its field is left out."""
-    model, values = get_user_model(), {}
+    values = {}
     for name, claim in claims.provider.claims.items():
+        field, value = claim_field(name), claims.look_up(claim)
+        if field is None or value is None:
+            continue
         try:
-            field = model._meta.get_field(name)
-            value = claims.look_up(claim)
-            if value is not None and isinstance(field, models.Field):
-                values[name] = field.clean(_fitting(field, value), None)
-        except (FieldDoesNotExist, ValidationError, TypeError, ValueError):
+            values[name] = field.clean(_fitting(field, value), None)
+        except (ValidationError, TypeError, ValueError, LookupError, ArithmeticError):
             continue
     return values
 
 
+def claim_field(name: str) -> "models.Field[Any, Any] | None":
+    """The field of the user model that a claim may fill: no key, relation, file or privilege."""
+    try:
+        field = get_user_model()._meta.get_field(name)
+    except FieldDoesNotExist:
+        return None
+    if not isinstance(field, models.Field) or field.is_relation or field.primary_key:
+        return None
+    return None if name in _NEVER_BY_CLAIMS or isinstance(field, models.FileField) else field
+
+
 def set_fields(user: Any, values: Mapping[str, Any]) -> None:
-    """Store what differs, in one statement, or nothing at all."""
-    changed = [name for name, value in values.items() if getattr(user, name) != value]
-    for name in changed:
-        setattr(user, name, values[name])
-    if changed:
-        user.save(update_fields=changed)
+    """Store what differs, in one statement.
+
+    What the database refuses, such as an address that is somebody else's by now, stays as it
+    was: nobody is locked out by it.
+    """
+    changed = {name: value for name, value in values.items() if getattr(user, name) != value}
+    if changed and not _saved(user, changed) and len(changed) > 1:
+        for name, value in changed.items():
+            _saved(user, {name: value})
+
+
+def _saved(user: Any, values: Mapping[str, Any]) -> bool:
+    before = {name: getattr(user, name) for name in values}
+    _assign(user, values)
+    try:
+        with transaction.atomic():
+            user.save(update_fields=list(values))
+    except (IntegrityError, DataError):
+        _assign(user, before)
+        logger.warning("claims not stored user=%s fields=%s", user.pk, sorted(values))
+        return False
+    return True
+
+
+def _assign(user: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(user, name, value)
 
 
 def _fitting(field: "models.Field[Any, Any]", value: Any) -> Any:
-    if isinstance(field, models.BooleanField) and isinstance(value, str):
-        return _BOOLEANS[value.lower()] if value.lower() in _BOOLEANS else value
-    if isinstance(value, dict | list) and not isinstance(field, models.JSONField):
-        raise ValueError("a structure in a plain field")
+    """The claim as its field takes it; raises for one of another kind."""
+    if isinstance(field, models.JSONField):
+        return value
+    if isinstance(field, models.BooleanField):
+        return _BOOLEANS[value.lower()] if isinstance(value, str) else value
+    if isinstance(value, bool | dict | list):
+        raise TypeError("a boolean or a structure in a plain field")
+    if isinstance(field, models.DateTimeField):
+        return _moment(value)
+    if field.name == get_user_model().USERNAME_FIELD:
+        value = get_user_model().normalize_username(str(value))
+    if isinstance(field, models.EmailField):
+        value = BaseUserManager.normalize_email(str(value))
     return value
+
+
+def _moment(value: Any) -> datetime:
+    """A NumericDate, as Core §5.1 has updated_at, or ISO 8601 text, as some OPs send it."""
+    utc = timezone.get_fixed_timezone(0)
+    is_text = isinstance(value, str)
+    moment = parse_datetime(value) if is_text else datetime.fromtimestamp(value, utc)
+    if moment is None:
+        raise ValueError("not a time")
+    if timezone.is_naive(moment):
+        moment = timezone.make_aware(moment, utc)
+    return moment if settings.USE_TZ else timezone.make_naive(moment)
+
+
+def _check_active(user: Any) -> None:
+    if not user.is_active:
+        raise LoginRefused("account.inactive", "the local user is not active")
+
+
+def _updated(user: Any, claims: VerifiedClaims, hooks: AccountHooks) -> Any:
+    """The same user, as update_user of this site returns it."""
+    updated = hooks.update_user(user, claims)
+    if getattr(updated, "pk", None) != user.pk:
+        raise LoginRefused("account.hook", "update_user of this site returned somebody else")
+    return updated
 
 
 def _check_claims(claims: VerifiedClaims, hooks: AccountHooks) -> None:
@@ -154,13 +227,14 @@ def email_domain(email: str) -> str | None:
     local_part, _, domain = email.strip().rpartition("@")
     if not local_part or not domain or "@" in local_part or not domain.isascii():
         return None
-    return domain.lower().rstrip(".")
+    return domain.lower().removesuffix(".")
 
 
 def _vouched_email(claims: VerifiedClaims) -> bool:
     """Whether the OP vouches for the address. A tenant may write any address into its directory;
     there it takes the claim that says the tenant owns the domain, and immutable ids (M34)."""
-    if not isinstance(claims.get("email"), str):
+    email = claims.get("email")
+    if not isinstance(email, str) or email_domain(email) is None:
         return False
     if claims.provider.tenants:
         owned = claims.get("xms_edov") in (True, 1, "1", "true")
@@ -201,10 +275,9 @@ def _new_identity(
 
 def _chosen_user(claims: VerifiedClaims, hooks: AccountHooks) -> Any:
     """The one user that the site's filter_users_by_claims names, if it may be linked (M34)."""
-    users: Sequence[Any] = list(hooks.filter_users_by_claims(claims)[:2])
-    if not users:
-        return None
-    return _linkable(users, claims)
+    found = hooks.filter_users_by_claims(claims)
+    users: Sequence[Any] = [] if found is None else list(found[:2])
+    return _linkable(users, claims) if users else None
 
 
 def _user_by_email(claims: VerifiedClaims, local_user: Any) -> Any:
@@ -230,8 +303,7 @@ def _linkable(users: Sequence[Any], claims: VerifiedClaims) -> Any:
     user = users[0]
     if len(users) > 1:
         raise LoginRefused("account.match", "more than one user matches")
-    if not user.is_active:
-        raise LoginRefused("account.inactive", "the local user is not active")
+    _check_active(user)
     if getattr(user, "is_staff", False) or getattr(user, "is_superuser", False):
         raise LoginRefused("account.match", "a privileged user is linked by hand only")
     if Identity.objects.filter(user=user, iss=claims["iss"]).exists():
@@ -246,15 +318,19 @@ def freshly_signed_in(user: Any) -> bool:
 
 
 def _note_login(identity: Identity, claims: VerifiedClaims) -> None:
+    """Note claims and time, unless an operator has unlinked the identity at this very moment."""
     identity.claims, identity.last_login_at = dict(claims), timezone.now()
     identity.provider = claims.provider.slug
-    identity.save(update_fields=["claims", "last_login_at", "provider"])
+    noted = {name: getattr(identity, name) for name in ("claims", "last_login_at", "provider")}
+    if not Identity.objects.filter(pk=identity.pk).update(**noted):
+        raise LoginRefused("account.unknown", "the identity was unlinked meanwhile")
 
 
 def _apply_groups(user: Any, claims: VerifiedClaims) -> None:
     """Give and take what GROUPS, STAFF_GROUPS and SUPERUSER_GROUPS name, and nothing else.
 
-    A claim that is not there, or null, changes nothing; an empty list takes all of it away.
+    A claim that is not there, null, or no text and no list, changes nothing; an empty list takes
+    all of it away.
     """
     provider = claims.provider
     if provider.groups_claim is None:

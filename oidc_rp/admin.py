@@ -36,7 +36,6 @@ class _ReadOnly:
 class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("sub", "provider", "user", "created_at", "last_login_at")
     list_filter = ("provider", "last_login_at")
-    list_select_related = ("user",)
     date_hierarchy = None
     ordering = ("-last_login_at",)
     fields = FIELDS
@@ -63,9 +62,9 @@ class IdentityInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
 
 def add_inline(site: admin.AdminSite = admin.site) -> None:
     """Show the identities on the page of the user model, where that is registered already."""
-    user_admin = site._registry.get(get_user_model())
+    user_admin: Any = site._registry.get(get_user_model())
     if user_admin is not None and IdentityInline not in user_admin.inlines:
         user_admin.inlines = [*user_admin.inlines, IdentityInline]
 
 
-add_inline()
+add_inline()  # once more when every admin module is there: see apps.py

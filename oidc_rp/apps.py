@@ -13,6 +13,9 @@ class OIDCRelyingPartyConfig(AppConfig):
         if apps.is_installed("django.contrib.admin"):
             from django.contrib import admin
 
+            from .admin import add_inline
+
+            add_inline()  # a user admin of the site's own may have come after ours
             # The login page of the default admin site gets our buttons, unless it has its own.
             if admin.site.login_template is None:
                 admin.site.login_template = "oidc_rp/admin_login.html"

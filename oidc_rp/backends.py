@@ -5,6 +5,7 @@ from secrets import token_urlsafe
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.contrib.auth.backends import ModelBackend
 from django.db import models
 from django.http import HttpRequest
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
@@ -78,6 +79,9 @@ class OIDCBackend(OIDCAuthenticationBackend):  # type: ignore[misc]  # the packa
         account.user.oidc_sign_in = SignIn(login, account)  # type: ignore[attr-defined]
         return account.user
 
+    # Django's own again: the parent's would let somebody go on who is no longer active (M38).
+    get_user = ModelBackend.get_user
+
     # Account hooks, for a site to override
 
     def verify_claims(self, claims: Any) -> bool:
@@ -94,12 +98,17 @@ class OIDCBackend(OIDCAuthenticationBackend):  # type: ignore[misc]  # the packa
 
     def create_user(self, claims: Any) -> Any:
         """Make a user from what CLAIMS maps, with a user name where the model has one."""
-        model = self.UserModel
-        values = accounts.user_fields(claims)
-        if model.USERNAME_FIELD not in values:
-            if isinstance(model._meta.get_field(model.USERNAME_FIELD), models.EmailField):
+        model, values = self.UserModel, accounts.user_fields(claims)
+        for name in sorted({model.USERNAME_FIELD, *model.REQUIRED_FIELDS} - values.keys()):
+            field = model._meta.get_field(name)
+            if isinstance(field, models.EmailField) and (field.unique or not field.blank):
                 raise LoginRefused("account.email_missing", "the user model needs an address")
-            values[model.USERNAME_FIELD] = self.get_username(claims)
+            if name == model.USERNAME_FIELD:
+                values[name] = self.get_username(claims)
+            elif not (field.blank or field.null or field.has_default()):
+                raise LoginRefused("account.claims", f"the user model needs {name!r}")
+        if not values[model.USERNAME_FIELD]:
+            raise LoginRefused("account.hook", "get_username of this site gave no name")
         return model._default_manager.create_user(**values)
 
     def update_user(self, user: Any, claims: Any) -> Any:

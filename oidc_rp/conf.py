@@ -4,21 +4,22 @@ Nothing is read at import and nothing raises there. Mistakes become system check
 a provider that cannot be read is refused at its login and leaves the others alone.
 """
 
-import binascii
 import json
-from base64 import urlsafe_b64decode
-from collections.abc import Callable, Iterator, Mapping
+import logging
+import ssl
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from django.conf import settings
 from django.core.signals import setting_changed
-from django.core.validators import validate_slug
-from django.core.exceptions import ValidationError
+from django.core.validators import slug_re
+from django.utils.functional import Promise
 from django.utils.module_loading import import_string
 
 from .errors import ConfigurationError, InvalidJOSE, InvalidResponse
@@ -28,9 +29,10 @@ from .protocol.metadata import TENANT, read_provider_metadata, url_is_allowed
 from .protocol.token_endpoint import AUTH_METHODS
 from .protocol.tokens import ClientSecret, PrivateKey
 
-RESERVED_SLUGS = frozenset({"login", "logout", "identities"})
+logger = logging.getLogger("oidc_rp")
 
-T = TypeVar("T")
+RESERVED_SLUGS = frozenset({"login", "logout", "identities"})
+MAX_SLUG_LENGTH = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,18 @@ class Mistake:
     hint: str
 
 
-# How each option is read: a function that returns the value or raises ValueError with what it wants.
+# How each option is read: a function that returns the value, or raises ValueError with its wish.
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
         raise ValueError("a text that is not empty")
     return value
+
+
+def _label(value: Any) -> str | Promise:
+    """Also a lazy translation, which stays one."""
+    return value if isinstance(value, Promise) else _text(value)
 
 
 def _flag(value: Any) -> bool:
@@ -65,6 +72,13 @@ def _names(value: Any) -> tuple[str, ...]:
 
 def _set(value: Any) -> frozenset[str]:
     return frozenset(_names(list(value) if isinstance(value, set | frozenset) else value))
+
+
+def _domains(value: Any) -> frozenset[str]:
+    domains = frozenset(item.lower().removesuffix(".") for item in _set(value))
+    if not all(domain.isascii() and not set(domain) & set("@*/ ") for domain in domains):
+        raise ValueError('a list of domains such as "example.com" (others as "xn--...")')
+    return domains
 
 
 def _scopes(value: Any) -> tuple[str, ...]:
@@ -120,37 +134,40 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
 
 
 def _file(value: Any) -> str:
-    if not isinstance(value, str | Path) or not Path(value).is_file():
-        raise ValueError("the path of a PEM file; verification cannot be switched off")
+    try:
+        ssl.create_default_context(cafile=Path(value))
+    except (OSError, TypeError, ValueError) as error:
+        wish = "the path of a PEM file; verification cannot be switched off"
+        raise ValueError(wish) from error
     return str(value)
 
 
-def _callable(value: Any) -> Callable[..., Any]:
-    try:
+def read_callable(value: Any) -> Callable[..., Any]:
+    """Return the callable, or what its dotted path names; raises ValueError."""
+    found: Any = None
+    with suppress(ImportError):
         found = import_string(value) if isinstance(value, str) else value
-    except ImportError:
-        found = None
     if not callable(found):
         raise ValueError("a callable or the dotted path of one")
     return found  # type: ignore[no-any-return]
 
 
-def _option(read: Callable[[Any], T], sentence: str, default: Any = MISSING) -> T:
+def _option(read: Callable[[Any], Any], sentence: str, default: Any = MISSING) -> Any:
     """A field of Provider that is read from the option of the same name in upper case."""
     metadata = {"read": read, "sentence": sentence}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)  # type: ignore[no-any-return]
+    return field(default=default, metadata=metadata)
 
 
 _ASYMMETRIC = tuple(sorted(jose.ASYMMETRIC_ALGORITHMS))
 _ANY_ALGORITHM = tuple(sorted(jose.ALGORITHMS))
-_CLAIMS = {"email": "email", "first_name": "given_name", "last_name": "family_name"}
+DEFAULT_CLAIMS = {"email": "email", "first_name": "given_name", "last_name": "family_name"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """One relying party: this site as one client at one OP. Options are these names in upper case."""
+    """One relying party: this site as one client at one OP. Options: these names in upper case."""
 
     slug: str
     issuer: str = _option(_text, "The issuer identifier, byte for byte as the OP writes it.")
@@ -158,7 +175,7 @@ class Provider:
     client_secret: ClientSecret | None = _option(
         _secret, "The client secret; required unless the client authenticates otherwise.", None
     )
-    label: str = _option(_text, "The name on the button; the slug if not set.", "")
+    label: str | Promise = _option(_label, "The name on the button; the slug if not set.", "")
     icon: str = _option(
         _text, "A template with an inline SVG for the button.", "oidc_rp/icons/openid.svg"
     )
@@ -231,7 +248,7 @@ class Provider:
     )
     create_users: bool = _option(_flag, "Create a local user at the first sign-in.", True)
     claims: dict[str, str] = _option(
-        _text_mapping, "User fields to fill at each sign-in: {field: claim}.", _CLAIMS
+        _text_mapping, "User fields to fill at each sign-in: {field: claim}.", DEFAULT_CLAIMS
     )
     groups_claim: str | None = _option(_text, "The claim that lists a person's groups.", None)
     groups: dict[str, str] = _option(
@@ -244,12 +261,12 @@ class Provider:
         _set, "Values of GROUPS_CLAIM, any of which sets is_superuser, none unsets it.", None
     )
     email_domains: frozenset[str] = _option(
-        _set,
+        _domains,
         "Only people with a verified e-mail address in these domains may sign in.",
         frozenset(),
     )
     dangerously_link_by_email: Callable[..., Any] | None = _option(
-        _callable,
+        read_callable,
         "Let somebody who has just signed in locally link the identity that carries the verified "
         "e-mail address of that account. The value is a callable, or its dotted path: "
         "user -> whether this site has verified that user's address.",
@@ -284,58 +301,60 @@ OWN_OPTIONS = frozenset(
 """What each provider says for itself; any other option may stand at the top, for all of them."""
 
 TOP_OPTIONS = frozenset({"PROVIDERS", "TOKEN_KEYS", "KEEP_ANONYMOUS_SESSION"})
+"""What is said once for the whole site."""
 
 
-def read_provider(slug: str, options: Any) -> tuple[Provider | None, list[Mistake]]:
+def read_provider(slug: Any, options: Mapping[str, Any]) -> tuple[Provider | None, list[Mistake]]:
     """Return the provider of this slug, or None, and every mistake in its options."""
     where = f"OIDC_RP['PROVIDERS'][{slug!r}]"
-    mistakes = list(_slug_mistakes(slug))
-    try:
-        options = _callable(options)() if isinstance(options, str) else options
-        options = _mapping(options)
-    except ValueError as error:
-        return None, [*mistakes, Mistake("E004", f"{where} should be {error}.", "")]
-    mistakes += _unknown(options, frozenset(OPTIONS), where)
+    mistakes = [*_slug_mistakes(slug), *unknown_options(options, OPTIONS, where)]
     values: dict[str, Any] = {}
     for name, item in OPTIONS.items():
+        hint = item.metadata["sentence"]
         if options.get(name) is not None:
             try:
                 values[item.name] = item.metadata["read"](options[name])
             except ValueError as error:
-                mistakes.append(Mistake("E004", f"{where}[{name!r}] should be {error}.", ""))
+                mistakes.append(Mistake("E004", f"{where}[{name!r}] should be {error}.", hint))
         elif item.default is MISSING and item.default_factory is MISSING:
-            hint = item.metadata["sentence"]
             mistakes.append(Mistake("E002", f"{where} lacks {name!r}.", hint))
     if mistakes:
         return None, mistakes
-    values["label"] = values.get("label") or slug
-    provider = Provider(slug=slug, **values)
+    provider = Provider(slug=slug, **({"label": slug} | values))
     mistakes = list(_contradictions(provider, where))
     return (None if mistakes else provider), mistakes
 
 
 def _slug_mistakes(slug: Any) -> Iterator[Mistake]:
-    try:
-        validate_slug(slug)
-    except ValidationError:
-        hint = "A slug has letters, digits, hyphens and underscores; it is a part of URLs."
+    if not isinstance(slug, str) or not slug_re.match(slug) or len(slug) > MAX_SLUG_LENGTH:
+        hint = f"At most {MAX_SLUG_LENGTH} letters, digits, hyphens and underscores, as in URLs."
         yield Mistake("E008", f"OIDC_RP['PROVIDERS'] has {slug!r}, which is no slug.", hint)
-    if slug in RESERVED_SLUGS:
-        yield Mistake("E008", f"{slug!r} cannot be a provider's slug: it is a URL of ours.", "")
+    elif slug in RESERVED_SLUGS:
+        hint = "Take another name; at the OP the callback URL changes with it."
+        yield Mistake("E008", f"{slug!r} cannot be a provider's slug: it is a URL of ours.", hint)
 
 
-def _unknown(options: Mapping[str, Any], known: frozenset[str], where: str) -> Iterator[Mistake]:
+def unknown_options(
+    options: Mapping[str, Any], known: Collection[str], where: str
+) -> Iterator[Mistake]:
+    """A mistake for each option that is not known here, with the near one or the right place."""
     for name in options:
-        if name not in known:
-            near = get_close_matches(str(name).upper(), known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "The README lists all options."
-            yield Mistake("E003", f"{where} has an unknown option {name!r}.", hint)
+        if name in known:
+            continue
+        near = get_close_matches(str(name).upper(), sorted(known), n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else "The README lists all options."
+        if name in OWN_OPTIONS:
+            hint = "It belongs to one provider: move it into PROVIDERS."
+        elif name in TOP_OPTIONS:
+            hint = "It is for the whole site: move it to the top of OIDC_RP."
+        yield Mistake("E003", f"{where} has an unknown option {name!r}.", hint)
 
 
 def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
     """What each option allows and all together do not."""
     yield from _issuer_mistakes(provider, where)
     yield from _client_mistakes(provider, where)
+    yield from _metadata_mistakes(provider, where)
     if wrong := PROTECTED_PARAMETERS & set(provider.authorization_params):
         hint = "Our checks rest on these; their values come from other options."
         names = ", ".join(sorted(wrong))
@@ -344,13 +363,6 @@ def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
         if not url_is_allowed(uri, loopback_http=True):
             hint = "An absolute https URL, as registered at the OP."
             yield Mistake("E004", f"{where}['REDIRECT_URIS'] has {uri!r}.", hint)
-    if provider.metadata.get("authorization_endpoint"):
-        document = {"issuer": provider.issuer} | provider.metadata
-        try:
-            loopback_http = provider.allow_loopback_http
-            read_provider_metadata(document, provider.issuer, loopback_http=loopback_http)
-        except InvalidResponse as error:
-            yield Mistake("E013", f"{where}['METADATA'] is refused: {error}.", "")
     grants = provider.groups or provider.staff_groups or provider.superuser_groups
     if grants and not provider.groups_claim:
         hint = "GROUPS, STAFF_GROUPS and SUPERUSER_GROUPS speak of the values of that claim."
@@ -369,6 +381,7 @@ def _issuer_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
 
 def _client_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
     method, secret = provider.token_endpoint_auth_method, provider.client_secret
+    signing_alg = provider.token_endpoint_auth_signing_alg
     algorithms = {provider.id_token_signed_response_alg, provider.userinfo_signed_response_alg}
     needs_hmac = algorithms & jose.HMAC_ALGORITHMS or method == "client_secret_jwt"
     if secret is None and method not in ("none", "private_key_jwt"):
@@ -380,118 +393,94 @@ def _client_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
         except InvalidJOSE:
             hint = f"HMAC needs {jose.MIN_SECRET_BYTES} octets (RFC 7518 §3.2): get a new secret."
             yield Mistake("E006", f"{where}['CLIENT_SECRET'] is too short for HMAC.", hint)
+    if method == "client_secret_jwt" and signing_alg not in (None, *jose.HMAC_ALGORITHMS):
+        hint = "client_secret_jwt signs with HS256, HS384 or HS512 (Core §9)."
+        yield Mistake("E004", f"{where}['TOKEN_ENDPOINT_AUTH_SIGNING_ALG'] does not fit.", hint)
     if method == "private_key_jwt":
-        alg = provider.token_endpoint_auth_signing_alg or "RS256"
         try:
             key = provider.private_jwk or PrivateKey("{}")
-            jose.check_private_jwk(json.loads(key.reveal()), alg)
+            jose.check_private_jwk(json.loads(key.reveal()), signing_alg or "RS256")
         except InvalidJOSE as error:
             hint = "A private JWK of the algorithm's type, as a dict; its `kid` is sent along."
             yield Mistake("E009", f"{where}['PRIVATE_JWK']: {error.message}.", hint)
 
 
-class _Settings:
-    """OIDC_RP as read: one Provider for each slug, kept while its options stay the same."""
-
-    def __init__(self) -> None:
-        value = getattr(settings, "OIDC_RP", None)
-        self._given: dict[str, Any] = value if isinstance(value, dict) else {}
-        self._read: dict[str, tuple[Any, Provider | None, list[Mistake]]] = {}
-
-    def options(self) -> dict[str, Any]:
-        """slug -> options as given; a callable for PROVIDERS is asked each time, without arguments.
-
-        Raises ConfigurationError when there is no mapping to be had.
-        """
-        given = self._given.get("PROVIDERS")
-        try:
-            return _mapping(_callable(given)() if not isinstance(given, dict) else given)
-        except ValueError as error:
-            raise ConfigurationError(
-                "configuration.providers", f"OIDC_RP['PROVIDERS'] should be {error}"
-            ) from error
-
-    def read(self, slug: str, options: Any) -> tuple[Provider | None, list[Mistake]]:
-        if isinstance(options, dict):
-            defaults = {
-                name: value
-                for name, value in self._given.items()
-                if name in OPTIONS and name not in OWN_OPTIONS
-            }
-            options = defaults | options
-        known = self._read.get(slug)
-        if known is None or known[0] != options or isinstance(options, str):
-            provider, mistakes = read_provider(slug, options)
-            if known is not None and provider == known[1]:
-                provider = known[1]  # the same value stays the same object, and keeps its caches
-            known = self._read[slug] = (options, provider, mistakes)
-        return known[1], known[2]
-
-    def mistakes(self) -> list[Mistake]:
-        """Every mistake in the dict itself. A callable is not called: it may need the database."""
-        if not self._given:
-            hint = "Add the dict OIDC_RP with PROVIDERS; the README shows one."
-            return [Mistake("E001", "OIDC_RP is missing or no dict.", hint)]
-        where, known = "OIDC_RP", TOP_OPTIONS | (frozenset(OPTIONS) - OWN_OPTIONS)
-        found = [*_unknown(self._given, known, where), *_token_key_mistakes(self._given)]
-        if not isinstance(self._given.get("KEEP_ANONYMOUS_SESSION", False), bool):
-            message = "OIDC_RP['KEEP_ANONYMOUS_SESSION'] should be True or False."
-            found.append(Mistake("E004", message, ""))
-        given = self._given.get("PROVIDERS")
-        if not isinstance(given, dict):
-            try:
-                _callable(given)
-            except ValueError as error:
-                message = f"OIDC_RP['PROVIDERS'] should be a dict, {error}."
-                found.append(Mistake("E012", message, "It maps slugs to the options of an OP."))
-            return found
-        seen: dict[tuple[str, str], str] = {}
-        for slug, options in given.items():
-            if isinstance(options, str):
-                continue
-            provider, mistakes = self.read(slug, options)
-            found += mistakes
-            if (
-                provider
-                and (twin := seen.setdefault((provider.issuer, provider.client_id), slug)) != slug
-            ):
-                message = f"Providers {twin!r} and {slug!r} are one client at one issuer."
-                found.append(Mistake("E007", message, "Remove one of them."))
-        return found
+def _metadata_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
+    """METADATA may be all there is, or override a part of what discovery will tell."""
+    endpoints = {"authorization_endpoint", "token_endpoint"}
+    told = {"issuer": provider.issuer} | dict.fromkeys(endpoints, "https://op.invalid")
+    hint = "RFC 8414 §2 tells the names and types of its members."
+    try:
+        read_provider_metadata(
+            told | provider.metadata, provider.issuer, loopback_http=provider.allow_loopback_http
+        )
+    except InvalidResponse as error:
+        yield Mistake("E013", f"{where}['METADATA'] is refused: {error}.", hint)
+    by_key = provider.id_token_signed_response_alg not in jose.HMAC_ALGORITHMS
+    if endpoints <= set(provider.metadata) and by_key and not provider.metadata.get("jwks_uri"):
+        hint = "With both endpoints in METADATA nothing is discovered, and ID Tokens need keys."
+        yield Mistake("E013", f"{where}['METADATA'] lacks 'jwks_uri'.", hint)
 
 
-def _token_key_mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
-    keys = given.get("TOKEN_KEYS", [])
-    hint = "Each is 32 random octets in URL-safe base64; the newest first."
-    if not isinstance(keys, list | tuple):
-        yield Mistake("E010", "OIDC_RP['TOKEN_KEYS'] should be a list.", hint)
-        return
-    for number, key in enumerate(keys):
-        try:
-            octets = urlsafe_b64decode(key)
-        except (binascii.Error, TypeError, ValueError):
-            octets = b""
-        if len(octets) != 32:
-            yield Mistake("E010", f"OIDC_RP['TOKEN_KEYS'][{number}] is no key.", hint)
-
-
-_current: _Settings | None = None
-
-
-def _settings() -> _Settings:
-    global _current
-    if _current is None:
-        _current = _Settings()
-    return _current
+_known: dict[Any, tuple[dict[str, Any], Provider | None, str]] = {}
+"""slug -> options, and the provider or the mistakes in them, for as long as they stay the same."""
 
 
 def _forget(*, setting: str, **_: Any) -> None:
-    global _current
     if setting == "OIDC_RP":
-        _current = None
+        _known.clear()
 
 
 setting_changed.connect(_forget)
+
+
+def given() -> dict[str, Any]:
+    """OIDC_RP as it stands in the settings; empty where it is missing or no dict."""
+    value = getattr(settings, "OIDC_RP", None)
+    return value if isinstance(value, dict) else {}
+
+
+def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of one provider, over those that stand at the top of OIDC_RP for all."""
+    shared = OPTIONS.keys() - OWN_OPTIONS
+    return {name: value for name, value in given().items() if name in shared} | dict(options)
+
+
+def _dict_from(value: Any, code: str, where: str) -> dict[Any, Any]:
+    """The dict, or what its callable returns at this moment.
+
+    Raises ConfigurationError `code`, whatever a callable of the site raises or returns.
+    """
+    try:
+        found = value if isinstance(value, dict) else read_callable(value)()
+        if not isinstance(found, dict):
+            raise TypeError(f"a {type(found).__name__} is no dict")
+    except Exception as error:
+        logger.exception("%s cannot be read", where)
+        raise ConfigurationError(code, f"{where} cannot be read") from error
+    return found
+
+
+def _options() -> dict[Any, Any]:
+    value = given().get("PROVIDERS")
+    return _dict_from(value, "configuration.providers", "OIDC_RP['PROVIDERS']")
+
+
+def _provider(slug: str, value: Any) -> Provider:
+    where = f"OIDC_RP['PROVIDERS'][{slug!r}]"
+    options = with_defaults(_dict_from(value, "configuration.provider", where))
+    known = _known.get(slug)
+    if known is None or known[0] != options:
+        found, mistakes = read_provider(slug, options)
+        told = "; ".join(mistake.message for mistake in mistakes)
+        if told:
+            logger.error("provider %r cannot be used: %s", slug, told)
+        if known is not None and found == known[1]:
+            found = known[1]  # the same value stays the same object, and keeps its caches
+        known = _known[slug] = (options, found, told)
+    if known[1] is None:
+        raise ConfigurationError("configuration.provider", known[2])
+    return known[1]
 
 
 def provider(slug: str) -> Provider:
@@ -500,31 +489,22 @@ def provider(slug: str) -> Provider:
     Raises ConfigurationError "provider.unknown" where there is none, "configuration.provider"
     where its options cannot be used: no login goes on with half a configuration (M40).
     """
-    options = _settings().options()
+    options = _options()
     if slug not in options:
         raise ConfigurationError("provider.unknown", "no provider of this name")
-    found, mistakes = _settings().read(slug, options[slug])
-    if found is None:
-        told = "; ".join(mistake.message for mistake in mistakes)
-        raise ConfigurationError("configuration.provider", told)
-    return found
+    return _provider(slug, options[slug])
 
 
 def providers() -> dict[str, Provider]:
     """Every provider that can be used, in the order of the settings."""
-    try:
-        options = _settings().options()
-    except ConfigurationError:
-        return {}
-    read = {slug: _settings().read(slug, given)[0] for slug, given in options.items()}
-    return {slug: found for slug, found in read.items() if found is not None}
+    found: dict[str, Provider] = {}
+    with suppress(ConfigurationError):
+        for slug, options in _options().items():
+            with suppress(ConfigurationError):
+                found[slug] = _provider(slug, options)
+    return found
 
 
 def keep_anonymous_session() -> bool:
     """Whether what an anonymous visitor left in the session stays there at sign-in (M39)."""
-    return _settings()._given.get("KEEP_ANONYMOUS_SESSION") is True
-
-
-def mistakes() -> list[Mistake]:
-    """Every mistake in OIDC_RP, for the system checks."""
-    return _settings().mistakes()
+    return given().get("KEEP_ANONYMOUS_SESSION") is True

@@ -5,10 +5,9 @@ share one fetch. A value is fresh for an hour and good for a day while the OP is
 """
 
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
@@ -45,6 +44,7 @@ class Published(Generic[T]):
         self._fetched_at = 0.0
         self._failed_at = 0.0
         self._failure: OIDCError | None = None
+        self._forced_at: set[float] = set()
 
     def get(self) -> T:
         """Return the value. Raises TransportError or InvalidResponse when none can be had."""
@@ -58,20 +58,28 @@ class Published(Generic[T]):
             finally:
                 self._lock.release()
         if self._value is None or time.time() > self._fetched_at + STALE:
-            raise self._failure or InvalidResponse("discovery.stale", "nothing recent to go on")
+            failure = self._failure or InvalidResponse("discovery.stale", "nothing recent to go on")
+            raise failure.with_traceback(None)  # raised many times: it must not collect frames
         return self._value
 
-    def newer(self) -> T | None:
-        """Fetch once more because the value did not do; None when there is nothing newer.
+    def values(self) -> Iterator[T]:
+        """Yield the value and, as long as it does not do, newer ones.
 
-        At most 3 times a minute for all processes together, stamped before the fetch; with no
-        cache to count in, never.
+        What other threads and processes have fetched comes first, then what the OP says now: at
+        most 3 times a minute for all processes together, stamped before the fetch; with no cache
+        to count in, never.
         """
         asked_at = time.time()
+        value: T | None = self.get()
+        while value is not None:
+            yield value
+            value = self._newer(value, asked_at)
+
+    def _newer(self, value: T, asked_at: float) -> T | None:
         with self._lock:
-            if self._fetched_at >= asked_at or self._adopt_shared():
+            if self._value is not value or self._adopt_shared():
                 return self._value
-            if not self._may_force():
+            if self._fetched_at >= asked_at or not self._may_force():
                 return None
             try:
                 self._fetch()
@@ -122,15 +130,26 @@ class Published(Generic[T]):
         self._value, self._fetched_at, self._failure = value, fetched_at, None
 
     def _may_force(self) -> bool:
-        stamp = f"{os.getpid()}.{time.monotonic_ns()}"
+        """Whether this process may fetch out of turn now; stamped in the cache if so.
+
+        Stamps once seen are remembered here, too: a small cache may drop them under load.
+        """
+        now = time.time()
+        slots = [f"{self._key}:forced:{slot}" for slot in range(FORCED_FETCHES)]
         try:
-            for slot in range(FORCED_FETCHES):
-                key = f"{self._key}:forced:{slot}"
-                if cache.add(key, stamp, FORCED_WINDOW):
-                    return bool(cache.get(key) == stamp)  # a cache that keeps nothing cannot count
+            seen = self._forced_at | set(cache.get_many(slots).values())
+            self._forced_at = {moment for moment in seen if moment > now - FORCED_WINDOW}
+            if len(self._forced_at) >= FORCED_FETCHES:
+                return False
+            free = next((key for key in slots if cache.add(key, now, FORCED_WINDOW)), None)
+            # A cache that keeps nothing cannot count; and where add() is not atomic, one wins.
+            stamped = free is not None and cache.get(free) == now
         except Exception:  # each cache backend has its own kinds
             logger.warning("the cache fails: no keys are fetched out of turn", exc_info=True)
-        return False
+            return False
+        if stamped:
+            self._forced_at.add(now)
+        return stamped
 
 
 def published_metadata(provider: Provider, transport: Transport) -> Callable[[], ProviderMetadata]:
@@ -168,7 +187,7 @@ def _tell_changes(old: ProviderMetadata, new: ProviderMetadata) -> None:
 def _shared_get(key: str) -> Any:
     try:
         return cache.get(key)
-    except Exception:  # as above: a cache that fails is a cache that has nothing
+    except Exception:  # noqa: BLE001 - as above: a cache that fails is one that has nothing
         return None
 
 

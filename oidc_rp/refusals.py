@@ -34,6 +34,7 @@ _FORGED = Explanation(
     _("The sign-in service's answer could not be trusted, so nobody was signed in."),
     _("Please start again. If it happens twice, tell the operators of this site."),
 )
+_SETUP = Explanation(_("This site's own sign-in is not set up right."), _SITE)
 _STATE = Explanation(
     _("This sign-in does not belong to this browser, or it was already used."), _AGAIN
 )
@@ -65,6 +66,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         _("Your organisation may not sign in here."), _("Use an account of another organisation.")
     ),
     "userinfo": _FORGED,
+    "logout_token": _FORGED,
     "token": _FORGED,
     "par": _FORGED,
     "discovery": _BUSY,
@@ -76,8 +78,9 @@ EXPLANATIONS: dict[str, Explanation] = {
     "authorization.access_denied": Explanation(
         _("The sign-in was cancelled."), _("Start again if you did not mean to cancel it.")
     ),
-    "token.invalid_client": Explanation(_("This site's own sign-in is not set up right."), _SITE),
-    "configuration": Explanation(_("This site's own sign-in is not set up right."), _SITE),
+    "token.invalid_client": _SETUP,
+    "client": _SETUP,
+    "configuration": _SETUP,
     "provider.unknown": Explanation(
         _("There is no sign-in service of this name here."), _("Choose one from the list.")
     ),
@@ -168,6 +171,6 @@ def _log(error: OIDCError, slug: str | None, reference: str) -> None:
 
 
 def _short(value: object) -> str:
-    """As Python writes it, so that no line break or control character of a stranger gets through."""
+    """As Python writes it, so that no line break or control character of a stranger gets by."""
     text = ascii(value)
     return text if len(text) <= 200 else text[:200] + "..."

@@ -3,16 +3,17 @@
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from django.utils import timezone
 
 from . import conf
 from .discovery import Published, published_keys, published_metadata
-from .errors import ConfigurationError, InvalidIdToken, InvalidResponse, TransportError
+from .errors import ConfigurationError, InvalidResponse, TransportError
 from .protocol import jose
 from .protocol.authentication import (
     PROTECTED_PARAMETERS,
@@ -38,6 +39,8 @@ from .protocol.tokens import AccessToken, AuthorizationCode, IdToken
 from .protocol.userinfo import read_userinfo_response
 from .transport import Answer, Transport
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Login:
@@ -47,8 +50,8 @@ class Login:
     """
 
     provider: conf.Provider
-    id_token: IdTokenClaims
-    userinfo: Mapping[str, Any]
+    id_token: IdTokenClaims = field(repr=False)  # its nonce is nobody's business
+    userinfo: Mapping[str, Any] = field(repr=False)
     tokens: TokenResponse
 
 
@@ -159,7 +162,6 @@ class RelyingParty:
         return self._transport.post(endpoint, form, headers)
 
     def _validated(self, id_token: IdToken, request: AuthenticationRequest) -> IdTokenClaims:
-        """Validate with the keys at hand, and once more when the OP has newer ones (§10.1.1)."""
         provider = self.provider
         expected = ExpectedIdToken(
             issuer=request.issuer,
@@ -175,17 +177,10 @@ class RelyingParty:
             acr_values=request.acr_values,
             tenants=provider.tenants,
         )
-        hmac = expected.algorithms <= jose.HMAC_ALGORITHMS
-        keys = self._hmac_keys() if hmac else self._published_keys().get()
-        try:
-            return validate_id_token(id_token, expected, keys, self._clock())
-        except InvalidIdToken as error:
-            if hmac or error.claim not in ("kid", "signature"):
-                raise
-            newer = self._published_keys().newer()
-            if newer is None:
-                raise
-        return validate_id_token(id_token, expected, newer, self._clock())
+        return _with_keys(
+            self._key_sets(expected.algorithms),
+            lambda keys: validate_id_token(id_token, expected, keys, self._clock()),
+        )
 
     def _userinfo(self, access_token: AccessToken, id_token: IdTokenClaims) -> Mapping[str, Any]:
         provider, metadata = self.provider, self.metadata()
@@ -199,17 +194,19 @@ class RelyingParty:
         algorithms = self._algorithms(
             provider.userinfo_signed_response_alg, metadata.userinfo_signing_alg_values_supported
         )
-        return read_userinfo_response(
-            answer.body,
-            answer.content_type,
-            sub=id_token.sub,
-            iss=id_token.iss,
-            client_id=provider.client_id,
-            keys=self._hmac_keys
-            if algorithms and algorithms <= jose.HMAC_ALGORITHMS
-            else lambda: self._published_keys().get(),
-            algorithms=algorithms,
-            must_be_signed=provider.userinfo_signed_response_alg is not None,
+        return _with_keys(
+            # Most answers are not signed: the first try is without any key.
+            chain([jose.KeySet(())], self._key_sets(algorithms)),
+            lambda keys: read_userinfo_response(
+                answer.body,
+                answer.content_type,
+                sub=id_token.sub,
+                iss=id_token.iss,
+                client_id=provider.client_id,
+                keys=lambda: keys,
+                algorithms=algorithms,
+                must_be_signed=provider.userinfo_signed_response_alg is not None,
+            ),
         )
 
     # Keys
@@ -219,6 +216,13 @@ class RelyingParty:
         if configured is not None:
             return frozenset({configured})
         return jose.ASYMMETRIC_ALGORITHMS & frozenset(published)
+
+    def _key_sets(self, algorithms: frozenset[str]) -> Iterator[jose.KeySet]:
+        """Yield the keys at hand, then newer ones for as long as none fits (Core §10.1.1)."""
+        if algorithms and algorithms <= jose.HMAC_ALGORITHMS:
+            yield self._hmac_keys()
+        else:
+            yield from self._published_keys().values()
 
     def _hmac_keys(self) -> jose.KeySet:
         secret = self.provider.client_secret
@@ -233,6 +237,19 @@ class RelyingParty:
         if self._keys is None or self._keys_uri != jwks_uri:
             self._keys, self._keys_uri = published_keys(self._transport, jwks_uri), jwks_uri
         return self._keys
+
+
+def _with_keys(key_sets: Iterable[jose.KeySet], read: Callable[[jose.KeySet], T]) -> T:
+    """What `read` returns with the first keys of which one fits."""
+    refused = InvalidResponse("jwks.none", "no keys")
+    for keys in key_sets:
+        try:
+            return read(keys)
+        except InvalidResponse as error:
+            if error.code.partition(".")[2] not in ("kid", "signature"):
+                raise
+            refused = error
+    raise refused
 
 
 def _document(answer: Answer, code: str) -> dict[str, Any]:

@@ -5,11 +5,13 @@ cookie of the browser that asked (M4 to M6). After: who is signed in through whi
 """
 
 import logging
+import threading
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from json import dumps
 from typing import Any
 
+from django.contrib.sessions.backends import signed_cookies
 from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.core.cache import cache
 from django.http import HttpRequest
@@ -29,6 +31,7 @@ MAX_SIZE = 3000
 """Characters of all pending logins as JSON: with signed_cookies they share 4 kB with the rest."""
 LIFETIME = 600
 """Seconds from the start of a login to its callback."""
+MAX_USED_HERE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,7 @@ def remember(session: SessionBase, pending: PendingLogin) -> None:
 def take(request: HttpRequest, state: str) -> PendingLogin:
     """Return the pending login of `state` and make it unusable, before anything else happens.
 
-    It is gone from the stored session when this returns. Two requests that come with one state
-    at the same moment, or with a copied cookie, meet in Django's cache: one of them goes on.
+    It is gone from the stored session when this returns, and no second request goes on with it.
     Raises InvalidResponse "state.unknown", "state.used" or "state.expired".
     """
     stored = _pending(request.session)
@@ -70,7 +72,7 @@ def take(request: HttpRequest, state: str) -> PendingLogin:
         raise InvalidResponse("state.unknown", "no login of this browser has this state")
     request.session[PENDING] = stored
     _store_now(request)
-    if not _first_use(state):
+    if not _first_use(request.session, state):
         raise InvalidResponse("state.used", "this response was already used")
     pending = _loaded(state, taken)
     if not 0 <= timezone.now().timestamp() - pending.created_at <= LIFETIME:
@@ -121,13 +123,36 @@ def _store_now(request: HttpRequest) -> None:
         request.session = type(session)(None)
         return
     request.session = type(session)(session.session_key)
+    # A session that lives in its cookie is only stored when the browser gets the new cookie.
+    request.session.modified = isinstance(session, signed_cookies.SessionStore)
 
 
-def _first_use(state: str) -> bool:
+_used_here: dict[str, None] = {}
+_used_lock = threading.Lock()
+
+
+def _first_use(session: SessionBase, state: str) -> bool:
+    """Whether nobody else is using this state: two requests at the same moment, a copied cookie.
+
+    A stored session forgets the state for every process; this one remembers it for the requests
+    that had read the session before. A session in a cookie can be brought back, so all processes
+    remember it, in Django's cache; not for stored ones: a small cache would lose other entries.
+    """
+    with _used_lock:
+        if state in _used_here:
+            return False
+        _used_here[state] = None
+        if len(_used_here) > MAX_USED_HERE:
+            del _used_here[next(iter(_used_here))]
+    return not isinstance(session, signed_cookies.SessionStore) or _first_use_anywhere(state)
+
+
+def _first_use_anywhere(state: str) -> bool:
     key = "oidc_rp:state:" + salted_hmac("oidc_rp.state", state).hexdigest()
+    # Without a cache the session, PKCE and the code itself still make it single.
     try:
-        return cache.add(key, 1, LIFETIME)
-    except Exception:  # without a cache the session, PKCE and the code itself still make it single
+        return cache.add(key, 1, LIFETIME) or cache.get(key) is None  # failing caches may be silent
+    except Exception:  # each cache backend has its own kinds
         logger.warning("the cache fails: no memory of used states", exc_info=True)
         return True
 
@@ -157,14 +182,12 @@ def clear_for(request: HttpRequest, user: Any, *, keep_anonymous: bool) -> None:
     left, if the site asks for that.
     """
     session = request.session
-    if request.user.is_authenticated:
-        keep = request.user.pk == user.pk
-    else:
-        keep = keep_anonymous
+    known = request.user.is_authenticated
+    keep = request.user.pk == user.pk if known else keep_anonymous
     if not keep:
-        for key in [key for key in session.keys() if key != PENDING]:
+        for key in set(session.keys()) - {PENDING}:
             del session[key]
-    elif request.user.is_authenticated:
+    elif known:
         session.cycle_key()  # Django's login() does it for everybody else
 
 

@@ -11,7 +11,6 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import requests
@@ -24,7 +23,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 from .errors import TransportError
 
 MAX_BODY = 1024 * 1024
-"""Octets of the largest decoded answer that is read; discovery documents and key sets are ~10 kB."""
+"""Octets of the largest decoded answer that is read; metadata and key sets have some 10 kB."""
 
 CONNECT_TIMEOUT = 3.0
 """Seconds for one address to accept a connection, TLS handshake included."""
@@ -50,36 +49,30 @@ class Transport:
     """
 
     def __init__(self, *, timeout: float, ca_bundle: str | None = None) -> None:
-        self._timeout = timeout
+        self._timeout = Timeout(total=timeout, connect=min(CONNECT_TIMEOUT, timeout))
         self._verify = ca_bundle or True
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.headers.clear()
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        for scheme in ("https://", "http://"):
-            self._session.mount(scheme, _DeadlineAdapter())
+        # The adapter alone: what a requests.Session adds is what must not happen here (redirects,
+        # cookies, .netrc, proxies and certificate authorities from the environment).
+        self._adapter = _DeadlineAdapter()
 
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
         """GET `url`. Raises TransportError; any HTTP status but a redirect is an answer."""
-        return self._send(requests.Request("GET", url, headers=dict(headers or {})))
+        return self._send(requests.Request("GET", url, headers=_HEADERS | dict(headers or {})))
 
     def post(
         self, url: str, form: Mapping[str, str], headers: Mapping[str, str] | None = None
     ) -> Answer:
         """POST `form`, form-encoded. Raises TransportError as get does."""
-        return self._send(requests.Request("POST", url, headers=dict(headers or {}), data=form))
+        headers = _HEADERS | dict(headers or {})
+        return self._send(requests.Request("POST", url, headers=headers, data=form))
 
     def _send(self, request: requests.Request) -> Answer:
-        request.headers = _HEADERS | dict(request.headers)
         try:
-            with self._session.send(
-                self._session.prepare_request(request),
-                allow_redirects=False,
+            with self._adapter.send(
+                request.prepare(),
                 stream=True,
+                timeout=self._timeout.clone(),  # type: ignore[arg-type]  # handed on as it is
                 verify=self._verify,
-                timeout=Timeout(  # type: ignore[arg-type]  # requests hands it on as it is
-                    total=self._timeout, connect=min(CONNECT_TIMEOUT, self._timeout)
-                ),
             ) as response:
                 return _read(response)
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
@@ -98,6 +91,8 @@ def _read(response: requests.Response) -> Answer:
     body = _decoded(body, response.headers.get("Content-Encoding", "identity").strip().lower())
     if len(body) > MAX_BODY:
         raise TransportError("transport.too_large", expected=f"<= {MAX_BODY} octets")
+    if response.raw.length_remaining:
+        raise TransportError("transport.broken", "the answer ends before its announced length")
     return Answer(response.status_code, response.headers.get("Content-Type", ""), body)
 
 
@@ -142,7 +137,7 @@ class _DeadlineReader(io.RawIOBase):
         if remaining <= 0:
             raise TimeoutError("timed out")
         self._sock.settimeout(remaining)
-        return self._file.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+        return self._file.readinto(buffer)
 
     def close(self) -> None:
         self._file.close()

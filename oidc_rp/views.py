@@ -4,6 +4,7 @@ The walk of a callback: take the pending login, authenticate, start the session,
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.conf import settings
@@ -20,6 +21,7 @@ from django.http import (
     QueryDict,
     UnreadablePostError,
 )
+from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
@@ -46,7 +48,7 @@ from .relying_party import RelyingParty, relying_party
 MAX_NEXT_LENGTH = 1024
 LANDED = "oidc_rp_landed"
 
-_public = [never_cache, login_not_required, transaction.non_atomic_requests]
+_public: list[Any] = [never_cache, login_not_required, transaction.non_atomic_requests]
 
 
 class RefusingView(View):
@@ -63,7 +65,7 @@ class RefusingView(View):
 class LoginChooserView(RefusingView):
     """A button for each provider. Works as LOGIN_URL."""
 
-    http_method_names = ["get"]
+    http_method_names = ["get", "head"]
 
     def get(self, request: HttpRequest) -> HttpResponse:
         context = {"next": _next_url(request)}
@@ -122,15 +124,14 @@ class CallbackView(RefusingView, OIDCAuthenticationCallbackView):  # type: ignor
 
     def _finish(self, request: HttpRequest, slug: str, response_mode: str) -> HttpResponse:
         provider = conf.provider(slug)
-        parameters = _take_parameters(request, response_mode)
-        if _lost_its_cookie(request, provider, response_mode, parameters):
-            return _landing(request, parameters)
-        pending = sessions.take(request, _state(request, parameters))
+        received = _take_parameters(request)
+        if _lost_its_cookie(request, provider, response_mode, received):
+            return _landing(request, received)
+        pending = sessions.take(request, _state(request, received))
+        redirect_uri = _redirect_uri(request, provider)
         user = authenticate(
             request,
-            oidc=CallbackResponse(
-                slug, _redirect_uri(request, provider), response_mode, parameters, pending
-            ),
+            oidc=CallbackResponse(slug, redirect_uri, response_mode, received.parameters, pending),
         )
         if user is None:
             raise ConfigurationError("configuration.backend", "no OIDCBackend is installed")
@@ -148,9 +149,11 @@ class LogoutView(RefusingView, OIDCLogoutView):  # type: ignore[misc]
 
     def post(self, request: HttpRequest) -> HttpResponse:
         auth_logout(request)
-        target = _next_url(request) or settings.LOGOUT_REDIRECT_URL
-        if target:
-            return HttpResponseRedirect(resolve_url(target))
+        next_url = _next_url(request)
+        if next_url:
+            return HttpResponseRedirect(next_url)
+        if settings.LOGOUT_REDIRECT_URL:
+            return HttpResponseRedirect(resolve_url(settings.LOGOUT_REDIRECT_URL))
         context = {"login_url": reverse("oidc_rp:login_chooser")}
         return render(request, "oidc_rp/logged_out.html", context)
 
@@ -158,43 +161,43 @@ class LogoutView(RefusingView, OIDCLogoutView):  # type: ignore[misc]
 # The callback's steps
 
 
-def _take_parameters(request: HttpRequest, response_mode: str) -> dict[str, list[str]]:
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The parameters of an authentication response. Its repr shows nothing."""
+
+    parameters: dict[str, list[str]] = field(repr=False)
+
+
+def _take_parameters(request: HttpRequest) -> Received:
     """Return the response's parameters and leave none in the request: a debug page, an error
     report or a receiver further on finds no code there."""
-    try:
-        given = request.POST if response_mode == "form_post" else request.GET
-        parameters = {name: [str(item) for item in items] for name, items in given.lists()}
-    except (SuspiciousOperation, BadRequest, UnreadablePostError) as error:
-        raise InvalidResponse("response.unreadable", "no readable parameters") from error
-    request.GET = QueryDict()  # type: ignore[assignment]
-    request.META["QUERY_STRING"] = ""
-    if response_mode == "form_post":
-        request.POST = QueryDict()  # type: ignore[assignment]
-    return parameters
+    received = Received({name: [*map(str, items)] for name, items in _parameters(request).lists()})
+    _forget_parameters(request)
+    return received
 
 
 def _lost_its_cookie(
     request: HttpRequest,
     provider: conf.Provider,
     response_mode: str,
-    parameters: Mapping[str, list[str]],
+    received: Received,
 ) -> bool:
     """Whether SameSite kept our cookie from a request that another site caused.
 
     Strict keeps it from all of them, Lax (and the browser's default) from a form_post.
     """
-    if settings.SESSION_COOKIE_NAME in request.COOKIES or LANDED in parameters:
+    if settings.SESSION_COOKIE_NAME in request.COOKIES or LANDED in received.parameters:
         return False
     samesite = str(settings.SESSION_COOKIE_SAMESITE or "").lower()
     if response_mode == "form_post":
         return provider.response_mode == "form_post" and samesite != "none"
-    return samesite == "strict" and "state" in parameters
+    return samesite == "strict" and "state" in received.parameters
 
 
-def _landing(request: HttpRequest, parameters: Mapping[str, list[str]]) -> HttpResponse:
+def _landing(request: HttpRequest, received: Received) -> HttpResponse:
     """A page of ours that sends the same response again, now from our own site, so that the
     cookie comes along. What binds the response to this browser is checked then, as always."""
-    fields = [(name, item) for name, items in parameters.items() for item in items]
+    fields = [(name, item) for name, items in received.parameters.items() for item in items]
     context = {
         "action": request.path,
         "method": request.method.lower() if request.method else "get",
@@ -205,8 +208,8 @@ def _landing(request: HttpRequest, parameters: Mapping[str, list[str]]) -> HttpR
     return response
 
 
-def _state(request: HttpRequest, parameters: Mapping[str, list[str]]) -> str:
-    states = parameters.get("state", [])
+def _state(request: HttpRequest, received: Received) -> str:
+    states = received.parameters.get("state", [])
     if len(states) > 1:
         raise InvalidResponse("response.repeated", "state comes more than once")
     if not states or not states[0]:
@@ -246,12 +249,26 @@ def _ui_locales(party: RelyingParty) -> str | None:
 
 def _next_url(request: HttpRequest) -> str:
     """Where the visitor wants to go, if that is a place on this site; else nothing."""
-    given = request.POST if request.method == "POST" else request.GET
-    return _safe_url(request, given.get(REDIRECT_FIELD_NAME, ""))
+    return _safe_url(request, _parameters(request).get(REDIRECT_FIELD_NAME, ""))
+
+
+def _parameters(request: HttpRequest) -> QueryDict:
+    """The form of a POST, else the query; whatever cannot be read is refused, and gone."""
+    try:
+        return request.POST if request.method == "POST" else request.GET
+    except (SuspiciousOperation, BadRequest, MultiPartParserError, UnreadablePostError) as error:
+        _forget_parameters(request)
+        raise InvalidResponse("response.unreadable", "no readable parameters") from error
+
+
+def _forget_parameters(request: HttpRequest) -> None:
+    request.META["QUERY_STRING"] = ""
+    request.GET = QueryDict()
+    request.POST = QueryDict()
 
 
 def _safe_url(request: HttpRequest, url: str) -> str:
-    """The URL if it stays on this host (M12), else nothing. Asked when it is stored and when used."""
+    """The URL if it stays on this host (M12), else nothing. Asked when stored and when used."""
     if len(url) > MAX_NEXT_LENGTH or not url.isprintable() or "\\" in url or url.startswith("//"):
         return ""
     hosts, https = {request.get_host()}, request.is_secure()

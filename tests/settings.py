@@ -1,6 +1,7 @@
 """The smallest site that signs people in."""
 
 import secrets
+from typing import Any
 
 SECRET_KEY = secrets.token_urlsafe(50)
 ALLOWED_HOSTS = ["testserver"]
@@ -45,4 +46,4 @@ STATIC_URL = "/static/"
 USE_TZ = True
 
 # Filled by the tests, for an OP that is started then.
-OIDC_RP = {"PROVIDERS": {}}
+OIDC_RP: dict[str, Any] = {"PROVIDERS": {}}

@@ -11,6 +11,7 @@ from django.http import HttpRequest
 from django.template import Context
 from django.templatetags.static import static
 from django.urls import reverse
+from django.utils.functional import Promise
 from django.utils.http import urlencode
 
 from oidc_rp import conf
@@ -24,7 +25,7 @@ class LoginButton(TypedDict):
     """One provider, as a template shows it; {% include %} takes the first `icon` that exists."""
 
     slug: str
-    label: str
+    label: str | Promise
     icon: Sequence[str]
     url: str
 
