@@ -93,11 +93,11 @@ def account_for(login: Login, hooks: AccountHooks, local_user: Any = None) -> Ac
             identity, linked = _new_identity(claims, hooks, local_user)
         user: Any = identity.user
         _check_active(user)
-        with transaction.atomic():
-            if not linked:
+        if not linked:
+            with transaction.atomic():
                 _note_login(identity, claims)  # first, so that SQLite waits here for its lock
                 user = _updated(user, claims, hooks)
-            _apply_groups(user, claims)
+        _apply_groups(user, claims)
         _check_active(user)  # a hook or a claim may have changed that
     except (SuspiciousOperation, PermissionDenied) as error:
         raise LoginRefused("account.hook", "a hook of this site refused") from error
@@ -276,6 +276,8 @@ def _new_identity(
 def _chosen_user(claims: VerifiedClaims, hooks: AccountHooks) -> Any:
     """The one user that the site's filter_users_by_claims names, if it may be linked (M34)."""
     found = hooks.filter_users_by_claims(claims)
+    if isinstance(found, models.QuerySet) and found.query.is_empty():
+        return None  # none(), as nearly always: no statement need be composed to find nobody
     users: Sequence[Any] = [] if found is None else list(found[:2])
     return _linkable(users, claims) if users else None
 
@@ -338,6 +340,11 @@ def _apply_groups(user: Any, claims: VerifiedClaims) -> None:
     values = _group_values(claims.look_up(provider.groups_claim))
     if values is None:
         return
+    _set_groups(user, provider, values)
+
+
+@transaction.atomic
+def _set_groups(user: Any, provider: Provider, values: frozenset[str]) -> None:
     flags = {"is_staff": provider.staff_groups, "is_superuser": provider.superuser_groups}
     set_fields(
         user, {name: bool(values & given) for name, given in flags.items() if given is not None}

@@ -54,9 +54,8 @@ def remember(session: SessionBase, pending: PendingLogin) -> None:
     state = pending.request.state
     stored = {key: value for key, value in _pending(session).items() if key != state}
     stored[state] = _stored(pending)
-    oldest_first = sorted(stored, key=lambda key: float(stored[key]["created_at"]))
     while len(stored) > MAX_PENDING or (len(stored) > 1 and len(dumps(stored)) > MAX_SIZE):
-        del stored[oldest_first.pop(0)]
+        del stored[next(iter(stored))]  # the oldest: a dict, and JSON, keep the order
     session[PENDING] = stored
 
 

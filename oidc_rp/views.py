@@ -54,11 +54,14 @@ _public: list[Any] = [never_cache, login_not_required, transaction.non_atomic_re
 class RefusingView(View):
     """Turns every OIDCError into the refusal page; nothing else is caught."""
 
+    next_url = ""  # of the pending login, once it is taken
+
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         try:
             return super().dispatch(request, *args, **kwargs)
         except OIDCError as error:
-            return refuse(request, error, kwargs.get("slug"), _next_url(request))
+            next_url = self.next_url or _next_url(request)
+            return refuse(request, error, kwargs.get("slug"), next_url)
 
 
 @method_decorator(_public, name="dispatch")
@@ -128,6 +131,7 @@ class CallbackView(RefusingView, OIDCAuthenticationCallbackView):  # type: ignor
         if _lost_its_cookie(request, provider, response_mode, received):
             return _landing(request, received)
         pending = sessions.take(request, _state(request, received))
+        self.next_url = pending.next_url
         redirect_uri = _redirect_uri(request, provider)
         user = authenticate(
             request,

@@ -299,6 +299,17 @@ def test_M47_stamped_before_the_fetch(op: OpenIDProvider, browser: Browser) -> N
     assert op.calls("jwks") <= 4
 
 
+def test_M47_a_cache_that_drops_the_stamps_opens_nothing(
+    op: OpenIDProvider, browser: Browser
+) -> None:
+    """A process counts its own fetches, too, for a cache that is small or emptied."""
+    op.id_token_header["kid"] = "unknown"
+    for _ in range(8):
+        browser.sign_in("op")
+        cache.clear()
+    assert op.calls("jwks") <= 3
+
+
 def test_M47_one_fetch_at_a_time_per_process(op: OpenIDProvider, configure: Configure) -> None:
     """Sixteen threads that miss the keys at once fetch them once."""
     op.answer["jwks"] = provider.slow(0.2)

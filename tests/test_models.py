@@ -105,14 +105,14 @@ def test_M28_a_digest_is_equal_only_for_equal_pairs(a: str, b: str, c: str, d: s
 
 @pytest.mark.django_db
 def test_finding_is_one_look_up() -> None:
-    """One query brings the identity and its user, through the unique index."""
+    """One query brings the identity, through the unique index."""
     identity("abc")
     with CaptureQueriesContext(connection) as queries:
         found = Identity.objects.find(ISS, "abc")
-        assert found is not None
-        assert found.user.username == "user-0"
+    assert found is not None
+    assert (found.sub, found.user.username) == ("abc", "user-0")
     assert len(queries) == 1
-    assert '"digest" = ' in queries[0]["sql"]
+    assert "WHERE digest = " in queries[0]["sql"]
     assert Identity._meta.get_field("digest").unique
 
 

@@ -186,6 +186,16 @@ def test_the_page_offers_a_way_on_and_no_circle(browser: Browser) -> None:
     assert "evil.example" not in response.content.decode()
 
 
+def test_trying_again_still_leads_to_where_one_wanted_to_go(
+    browser: Browser, op: OpenIDProvider
+) -> None:
+    """A refused callback does not lose the pending login's `next`."""
+    op.id_token_claims["aud"] = "somebody-else"
+    response = browser.sign_in("op", next="/private/")
+    assert response.status_code == 400
+    assert response.context["retry_url"] == "/oidc/login/?next=%2Fprivate%2F"
+
+
 def test_the_page_names_the_provider_as_people_know_it(
     browser: Browser, configure: Configure
 ) -> None:

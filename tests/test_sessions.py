@@ -398,6 +398,14 @@ def test_taken_states_leave_what_other_tabs_stored_meanwhile(engine: str, db: No
     assert (request.session["later"], request.session[PENDING]) == (1, {})
 
 
+def test_M13_seven_however_small(db: None) -> None:
+    """The number counts, not only their room; the first goes, whatever a server's clock says."""
+    session = store()
+    for number in range(9):
+        sessions.remember(session, pending_login(str(number), created_at=100 - number))
+    assert [*session[PENDING]] == ["2", "3", "4", "5", "6", "7", "8"]
+
+
 def test_a_session_deleted_meanwhile_is_not_brought_back(engine: str, db: None) -> None:
     """Somebody signs out, or another tab signs in, while a callback is on its way."""
     session = store()
@@ -428,7 +436,10 @@ def test_rubbish_in_the_session_is_an_unknown_state(browser: Browser, rubbish: o
 
 
 @pytest.mark.parametrize("backend", ["RaisingCache", "SilentCache"])
-def test_a_failing_cache_stops_no_login(browser: Browser, settings: Settings, backend: str) -> None:
+@pytest.mark.parametrize("engine", ["db", "signed_cookies"], indirect=True)
+def test_a_failing_cache_stops_no_login(
+    engine: str, browser: Browser, settings: Settings, backend: str
+) -> None:
     """Without a memory of used states the session makes them single, as ever."""
     settings.CACHES = {"default": {"BACKEND": f"tests.cache.{backend}"}}
     callback = browser.visit_op(browser.start("op"))
