@@ -28,7 +28,8 @@ class Fetches:
 
     @property
     def note(self) -> str:
-        return f"{self.signed_in:,} were signed in all the same" if self.signed_in else ""
+        """Core §3.1.3.7, 6 lets TLS stand in for the signature in the code flow."""
+        return f"{self.signed_in:,} signed in: TLS stands in for keys" if self.signed_in else ""
 
     @property
     def minutes(self) -> int:

@@ -34,13 +34,19 @@ class _ReadOnly:
 
 @admin.register(Identity)
 class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("sub", "provider", "user", "created_at", "last_login_at")
+    list_display = ("user", "person", "provider", "created_at", "last_login_at", "sub")
     list_filter = ("provider", "last_login_at")
     date_hierarchy = None
     ordering = ("-last_login_at",)
     fields = FIELDS
     readonly_fields = FIELDS
     search_help_text = _("User name, e-mail address, or the exact sub")
+
+    @admin.display(description=_("name"))
+    def person(self, identity: Identity) -> str:
+        """What the OP calls this person: a user name made by us would tell an operator little."""
+        told = (identity.claims.get(name) for name in ("name", "email", "preferred_username"))
+        return next((str(value) for value in told if value), "")
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         model: Any = get_user_model()

@@ -48,18 +48,26 @@ def subs(client: Client, **query: str) -> set[str]:
 
 
 def test_the_list_tells_who_is_linked(root: Client) -> None:
-    """Subject, provider, user, first and last login."""
-    one = identity(1)
+    """User, name, provider, first and last login, subject."""
+    one = identity(1, claims={"name": "Jane <Doe>"})
     response = root.get(LIST)
-    assert response.context["cl"].list_display[-5:] == [
-        "sub",
-        "provider",
+    assert response.context["cl"].list_display[-6:] == [
         "user",
+        "person",
+        "provider",
         "created_at",
         "last_login_at",
+        "sub",
     ]
-    assert one.sub in response.content.decode()
-    assert "jane1" in response.content.decode()
+    for shown in (one.sub, "jane1", "Jane &lt;Doe&gt;"):
+        assert shown in response.content.decode()
+
+
+def test_the_list_falls_back_on_what_the_op_told(root: Client) -> None:
+    """A person without a name is listed by address, or by nothing, never as an error."""
+    identity(1, claims={"name": None, "email": "jane@op.example"})
+    identity(2, claims={})
+    assert "jane@op.example" in root.get(LIST).content.decode()
 
 
 def test_the_list_is_searched(root: Client) -> None:
