@@ -147,7 +147,7 @@ def _first_use(session: SessionBase, state: str) -> bool:
 
 
 def _first_use_anywhere(state: str) -> bool:
-    key = "oidc_rp:state:" + salted_hmac("oidc_rp.state", state).hexdigest()
+    key = "oidc_rp:state:" + salted_hmac("oidc_rp.state", state, algorithm="sha256").hexdigest()
     # Without a cache the session, PKCE and the code itself still make it single.
     try:
         return cache.add(key, 1, LIFETIME) or cache.get(key) is None  # failing caches may be silent

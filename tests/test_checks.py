@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.contrib.sessions.middleware import SessionMiddleware
-from django.core.checks import CheckMessage, run_checks
+from django.core.checks import CheckMessage, Tags, run_checks
 from pytest_django import Settings
 
 from oidc_rp.backends import OIDCBackend
@@ -19,7 +19,7 @@ KEY = "A" * 43 + "="
 
 
 def found(*, deploy: bool = False) -> dict[str, CheckMessage]:
-    messages = run_checks(include_deployment_checks=deploy)
+    messages = run_checks(tags=[Tags.security], include_deployment_checks=deploy)
     ours = {m.id.removeprefix("oidc_rp."): m for m in messages if m.id.startswith("oidc_rp.")}
     assert all(message.hint for message in ours.values())
     return ours
