@@ -42,6 +42,11 @@ class Project:
     log: Path
 
     @property
+    def make_option(self) -> str:
+        """The option as make takes it."""
+        return self.option.removeprefix("--").replace("-", "_").upper()
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
@@ -77,7 +82,7 @@ def projects(arguments: Sequence[str] | None) -> list[Project]:
             FOLDER / "provider.log",
         ),
         Project(
-            "Demo site",
+            "demo site",
             "demo_site.settings",
             options.port,
             "--port",
@@ -126,10 +131,10 @@ def check_ports(both: list[Project]) -> None:
 
 def _cannot_listen(project: Project, error: Exception) -> str:
     return (
-        f"Port {project.port}, for the {project.name.lower()}, cannot be used"
+        f"Port {project.port}, for the {project.name}, cannot be used"
         f" ({getattr(error, 'strerror', None) or error}).\n"
         f"Stop the program that has it, or choose another port: "
-        f"python -m demo_site.run {project.option} {min(project.port + 10, 65500)}"
+        f"make demo {project.make_option}={min(project.port + 10, 65500)}"
     )
 
 
@@ -141,7 +146,7 @@ def prepare(project: Project, environment: dict[str, str]) -> None:
     command = _django(project, project.prepare)
     done = subprocess.run(command, cwd=BASE_DIR, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise DemoError(f"The {project.name.lower()} cannot be prepared:\n{done.stderr}")
+        raise DemoError(f"The {project.name} cannot be prepared:\n{done.stderr}")
 
 
 @contextmanager
@@ -186,7 +191,7 @@ def wait_until_it_answers(project: Project, server: subprocess.Popen[bytes]) -> 
                 return
         except (URLError, TimeoutError, ConnectionError):
             time.sleep(0.1)
-    raise DemoError(f"The {project.name.lower()} does not answer; see {project.log}")
+    raise DemoError(f"The {project.name} does not answer; see {project.log}")
 
 
 def wait_until_one_ends(both: list[Project], servers: list[subprocess.Popen[bytes]]) -> None:
@@ -200,7 +205,7 @@ def check_alive(project: Project, server: subprocess.Popen[bytes]) -> None:
     if server.poll() is not None:
         last_lines = project.log.read_text(errors="replace").splitlines()[-15:]
         reason = "\n".join(["", *last_lines, "", f"All of it: {project.log}"])
-        raise DemoError(f"The {project.name.lower()} has ended.{reason}")
+        raise DemoError(f"The {project.name} has ended.{reason}")
 
 
 def welcome(both: list[Project], password: str) -> str:

@@ -70,3 +70,11 @@ def test_check_ids_are_all_in_the_readme() -> None:
         found |= set(re.findall(r'"(?:oidc_rp\.)?([EW]\d{3})"', source))
     assert found
     assert found == set(re.findall(r"`oidc_rp\.([EW]\d{3})`", README))
+
+
+def test_each_promise_has_a_test_that_bears_its_number() -> None:
+    """Each number in docs/promises.md stands in the name of a test, and no other does."""
+    promised = set(re.findall(r"\*\*(M\d+[ab]?)\*\*", (ROOT / "docs/promises.md").read_text()))
+    names = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"def test_((?:M\d+[ab]?_)+)", names)
+    assert {number for numbers in named for number in numbers.split("_") if number} == promised

@@ -34,7 +34,7 @@ def test_a_taken_port_is_named_with_the_option_that_changes_it(
         ended = run_to_its_end(tmp_path, option, str(port), other, str(free_ports(1)[0]))
     assert ended.returncode == 1
     assert f"Port {port}, " in ended.stderr
-    assert f"demo_site.run {option} " in ended.stderr
+    assert f"make demo {option[2:].replace('-', '_').upper()}=" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
