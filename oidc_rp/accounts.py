@@ -6,6 +6,7 @@ twice: by a hook or an option of its own, and by an account that passes every co
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -16,11 +17,12 @@ from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import Group
 from django.core.exceptions import (
     FieldDoesNotExist,
+    ObjectDoesNotExist,
     PermissionDenied,
     SuspiciousOperation,
     ValidationError,
 )
-from django.db import DataError, IntegrityError, models, transaction
+from django.db import DataError, IntegrityError, models, router, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
@@ -39,6 +41,7 @@ _TRANSIENT_CLAIMS = frozenset("nonce at_hash c_hash s_hash".split())
 _BOOLEAN_CLAIMS = ("email_verified", "phone_number_verified")
 _BOOLEANS = {"true": True, "false": False}
 _NEVER_BY_CLAIMS = frozenset({"password", "is_staff", "is_superuser"})
+_NOT_STORED = (IntegrityError, DataError, ValidationError, OverflowError)
 FRESH = timedelta(minutes=5)
 """How long ago a local login may be that confirms a link."""
 
@@ -93,22 +96,34 @@ def account_for(login: Login, hooks: AccountHooks, local_user: Any = None) -> Ac
             identity, linked = _new_identity(claims, hooks, local_user)
         user: Any = identity.user
         _check_active(user)
-        if not linked:
-            with transaction.atomic():
+        if not linked or claims.provider.groups_claim:
+            with _atomic():
                 _note_login(identity, claims)  # first, so that SQLite waits here for its lock
-                user = _updated(user, claims, hooks)
-        _apply_groups(user, claims)
+                if not linked:
+                    user = _updated(user, claims, hooks)
+                _apply_groups(user, claims)
         _check_active(user)  # a hook or a claim may have changed that
     except (SuspiciousOperation, PermissionDenied) as error:
         raise LoginRefused("account.hook", "a hook of this site refused") from error
-    except (IntegrityError, DataError) as error:
+    except _NOT_STORED as error:
         raise LoginRefused("account.collision", "these details cannot be stored") from error
+    except ObjectDoesNotExist as error:
+        raise LoginRefused("account.unknown", "the user was deleted meanwhile") from error
     return Account(user, identity, linked)
+
+
+def _atomic() -> AbstractContextManager[None]:
+    """A transaction on the database that identities are written to."""
+    return transaction.atomic(using=router.db_for_write(Identity))
 
 
 def verified_claims(login: Login) -> VerifiedClaims:
     """ID Token and UserInfo as one; the ID Token is signed and wins. Null means not said."""
+    signed = login.id_token.claims
     claims = {k: v for k, v in login.userinfo.items() if k not in _PROTOCOL_CLAIMS}
+    for name in ("email", "phone_number"):  # UserInfo vouches for its own value, for no other
+        if signed.get(name) not in (None, claims.get(name)):
+            claims.pop(f"{name}_verified", None)
     claims |= {k: v for k, v in login.id_token.claims.items() if v is not None}
     claims = {k: v for k, v in claims.items() if v is not None and k not in _TRANSIENT_CLAIMS}
     for name in _BOOLEAN_CLAIMS:
@@ -158,9 +173,9 @@ def _saved(user: Any, values: Mapping[str, Any]) -> bool:
     before = {name: getattr(user, name) for name in values}
     _assign(user, values)
     try:
-        with transaction.atomic():
+        with _atomic():
             user.save(update_fields=list(values))
-    except (IntegrityError, DataError):
+    except _NOT_STORED:
         _assign(user, before)
         logger.warning("claims not stored user=%s fields=%s", user.pk, sorted(values))
         return False
@@ -198,6 +213,7 @@ def _moment(value: Any) -> datetime:
         raise ValueError("not a time")
     if timezone.is_naive(moment):
         moment = timezone.make_aware(moment, utc)
+    moment = moment.astimezone(utc)  # raises for what no database keeps
     return moment if settings.USE_TZ else timezone.make_naive(moment)
 
 
@@ -251,7 +267,7 @@ def _new_identity(
         about = hooks.describe_user_by_claims(claims)
         raise LoginRefused("account.unknown", f"no user for {about}")
     try:
-        with transaction.atomic():
+        with _atomic():
             if user is None:
                 user = hooks.create_user(claims)
                 if user is None:
@@ -289,7 +305,8 @@ def _user_by_email(claims: VerifiedClaims, local_user: Any) -> Any:
         return None
     model: Any = get_user_model()
     same_email = {f"{model.get_email_field_name()}__iexact": claims["email"]}
-    users = list(model._default_manager.filter(**same_email)[:2])
+    found = model._default_manager.filter(**same_email)
+    users = [user for user in found if _same(getattr(user, model.get_email_field_name()), claims)]
     if not users:
         return None
     user = _linkable(users, claims)
@@ -298,6 +315,12 @@ def _user_by_email(claims: VerifiedClaims, local_user: Any) -> Any:
     if local_user is None or local_user.pk != user.pk:
         raise LoginRefused("account.confirm", "a fresh local login must confirm the link")
     return user
+
+
+def _same(email: str, claims: VerifiedClaims) -> bool:
+    """Whether this is the address, and not only in the eyes of a database's collation."""
+    other: str = claims["email"]
+    return email == other or ((email + other).isascii() and email.lower() == other.lower())
 
 
 def _linkable(users: Sequence[Any], claims: VerifiedClaims) -> Any:
@@ -311,12 +334,6 @@ def _linkable(users: Sequence[Any], claims: VerifiedClaims) -> Any:
     if Identity.objects.filter(user=user, iss=claims["iss"]).exists():
         raise LoginRefused("account.match", "the user is linked to another subject of this OP")
     return user
-
-
-def freshly_signed_in(user: Any) -> bool:
-    """Whether this user's last login on this site is fresh enough to confirm a link."""
-    last_login = getattr(user, "last_login", None)
-    return last_login is not None and timezone.now() - last_login < FRESH
 
 
 def _note_login(identity: Identity, claims: VerifiedClaims) -> None:
@@ -343,7 +360,6 @@ def _apply_groups(user: Any, claims: VerifiedClaims) -> None:
     _set_groups(user, provider, values)
 
 
-@transaction.atomic
 def _set_groups(user: Any, provider: Provider, values: frozenset[str]) -> None:
     flags = {"is_staff": provider.staff_groups, "is_superuser": provider.superuser_groups}
     set_fields(

@@ -8,7 +8,11 @@ class OIDCRelyingPartyConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks  # noqa: F401 - registers them
+        from django.contrib.auth.signals import user_logged_in
+
+        from . import checks, sessions  # noqa: F401 - checks registers them
+
+        user_logged_in.connect(sessions.note_local_login)
 
         if apps.is_installed("django.contrib.admin"):
             from django.contrib import admin

@@ -13,7 +13,7 @@ from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 from . import accounts
 from .errors import InvalidResponse, LoginRefused
 from .relying_party import Login, relying_party
-from .sessions import PendingLogin, current_login
+from .sessions import PendingLogin, signed_in_locally
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,5 +124,5 @@ class OIDCBackend(OIDCAuthenticationBackend):  # type: ignore[misc]  # the packa
 def _local_user(request: HttpRequest, pending: PendingLogin) -> Any:
     """Who has just signed in here by other means, and pressed a button to link (M11, M34)."""
     user = request.user
-    local = pending.by_post and user.is_authenticated and current_login(request) is None
-    return user if local and accounts.freshly_signed_in(user) else None
+    started = user.is_authenticated and pending.linker == str(user.pk)
+    return user if started and signed_in_locally(request, accounts.FRESH) else None

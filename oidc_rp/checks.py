@@ -80,7 +80,7 @@ def _settings_mistakes() -> Iterator[Mistake]:
     given = conf.given()
     if not given:
         hint = "Add the dict OIDC_RP with PROVIDERS; the README shows one."
-        yield Mistake("E001", "OIDC_RP is missing or no dict.", hint)
+        yield Mistake("E001", "OIDC_RP is missing, empty or no dict.", hint)
         return
     known = conf.TOP_OPTIONS | conf.OPTIONS.keys() - conf.OWN_OPTIONS
     yield from conf.unknown_options(given, known, "OIDC_RP")

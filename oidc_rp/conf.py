@@ -9,6 +9,7 @@ import logging
 import ssl
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import timedelta
 from difflib import get_close_matches
@@ -212,7 +213,7 @@ class Provider:
         _names, "Authentication contexts, one of which must come back.", ()
     )
     redirect_uris: tuple[str, ...] = _option(
-        _names, "The registered callback URL; built from the request's host if not set.", ()
+        _names, "A list; the first is sent, instead of the URL built from the request's host.", ()
     )
     response_mode: str = _option(
         _one_of("query", "form_post"), "How the OP sends the browser back.", "query"
@@ -442,8 +443,8 @@ def given() -> dict[str, Any]:
 
 def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of one provider, over those that stand at the top of OIDC_RP for all."""
-    shared = OPTIONS.keys() - OWN_OPTIONS
-    return {name: value for name, value in given().items() if name in shared} | dict(options)
+    elsewhere = TOP_OPTIONS | OWN_OPTIONS  # an unknown name comes along, and is refused there
+    return {n: value for n, value in given().items() if n not in elsewhere} | dict(options)
 
 
 def _dict_from(value: Any, code: str, where: str) -> dict[Any, Any]:
@@ -477,7 +478,7 @@ def _provider(slug: str, value: Any) -> Provider:
             logger.error("provider %r cannot be used: %s", slug, told)
         if known is not None and found == known[1]:
             found = known[1]  # the same value stays the same object, and keeps its caches
-        known = _known[slug] = (options, found, told)
+        known = _known[slug] = (deepcopy(options), found, told)
     if known[1] is None:
         raise ConfigurationError("configuration.provider", known[2])
     return known[1]

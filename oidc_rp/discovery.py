@@ -27,6 +27,7 @@ STALE = 24 * 60 * 60
 RETRY = 5
 FORCED_FETCHES = 3
 FORCED_WINDOW = 60
+PATIENCE = 2
 
 T = TypeVar("T")
 
@@ -94,7 +95,10 @@ class Published(Generic[T]):
             return
         if self._adopt_shared() and now < self._fetched_at + FRESH:
             return
-        self._may_force()  # counts, but does not ask: without a value nobody can sign in
+        # Counts as a forced fetch, but is not refused: without a value nobody can sign in. Workers
+        # that start together wait a moment for the one that is already asking.
+        if not self._may_force() and self._forced_at and self._comes_from_others():
+            return
         try:
             self._fetch()
         except OIDCError as error:
@@ -102,6 +106,13 @@ class Published(Generic[T]):
             logger.warning(
                 "OP document not fetched code=%s", error.code, extra={"code": error.code}
             )
+
+    def _comes_from_others(self) -> bool:
+        for _ in range(PATIENCE * 10):
+            time.sleep(0.1)
+            if self._adopt_shared():
+                return True
+        return False
 
     def _fetch(self) -> None:
         asked_at = time.time()

@@ -79,6 +79,8 @@ EXPLANATIONS: dict[str, Explanation] = {
         _("The sign-in was cancelled."), _("Start again if you did not mean to cancel it.")
     ),
     "token.invalid_client": _SETUP,
+    "par.endpoint": _SETUP,
+    "discovery.issuer": _SETUP,
     "client": _SETUP,
     "configuration": _SETUP,
     "provider.unknown": Explanation(

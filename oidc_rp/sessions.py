@@ -7,13 +7,14 @@ cookie of the browser that asked (M4 to M6). After: who is signed in through whi
 import logging
 import threading
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from json import dumps
 from typing import Any
 
 from django.contrib.sessions.backends import signed_cookies
 from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.core.cache import cache
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
@@ -26,12 +27,15 @@ logger = logging.getLogger("oidc_rp")
 
 PENDING = "oidc_rp_pending"
 CURRENT = "oidc_rp_login"
+LOCAL = "oidc_rp_local_login"
 MAX_PENDING = 7
 MAX_SIZE = 3000
 """Characters of all pending logins as JSON: with signed_cookies they share 4 kB with the rest."""
 LIFETIME = 600
 """Seconds from the start of a login to its callback."""
 MAX_USED_HERE = 1000
+MAX_ACR_LENGTH, MAX_AMR = 100, 8
+"""What is longer is not noted: it would not fit into a cookie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +43,14 @@ class PendingLogin:
     """An authentication request on its way, and where to go after it.
 
     created_at: seconds since the epoch. next_url: checked when it was stored, and again at use.
-    by_post: started by a form of ours, with its CSRF token; only then may it link an account.
+    linker: the key of the user who started it by a form of ours; only to that one may it link.
     """
 
     provider: str
     request: AuthenticationRequest
     next_url: str
     created_at: float
-    by_post: bool = False
+    linker: str = ""
 
 
 def remember(session: SessionBase, pending: PendingLogin) -> None:
@@ -65,17 +69,23 @@ def take(request: HttpRequest, state: str) -> PendingLogin:
     It is gone from the stored session when this returns, and no second request goes on with it.
     Raises InvalidResponse "state.unknown", "state.used" or "state.expired".
     """
-    stored = _pending(request.session)
-    taken = stored.pop(state, None)
-    if taken is None:
+    pending = _popped(request.session, state)
+    if pending is None:
         raise InvalidResponse("state.unknown", "no login of this browser has this state")
-    request.session[PENDING] = stored
     _store_now(request)
     if not _first_use(request.session, state):
         raise InvalidResponse("state.used", "this response was already used")
-    pending = _loaded(state, taken)
     if not 0 <= timezone.now().timestamp() - pending.created_at <= LIFETIME:
         raise InvalidResponse("state.expired", expected=f"within {LIFETIME} s")
+    return pending
+
+
+def _popped(session: SessionBase, state: str) -> PendingLogin | None:
+    stored = _pending(session)
+    if state not in stored:
+        return None
+    pending = _loaded(state, stored.pop(state))
+    session[PENDING] = stored
     return pending
 
 
@@ -97,7 +107,7 @@ def _stored(pending: PendingLogin) -> dict[str, Any]:
         "request": request,
         "next": pending.next_url,
         "created_at": pending.created_at,
-        "by_post": pending.by_post,
+        "linker": pending.linker,
     }
 
 
@@ -109,7 +119,7 @@ def _loaded(state: str, stored: dict[str, Any]) -> PendingLogin:
         request=AuthenticationRequest(**given, state=state),
         next_url=stored["next"],
         created_at=float(stored["created_at"]),
-        by_post=stored["by_post"],
+        linker=stored["linker"],
     )
 
 
@@ -118,7 +128,10 @@ def _store_now(request: HttpRequest) -> None:
     session = request.session
     try:
         session.save()
-    except UpdateError:  # another tab has just signed in, under a new session key
+    except UpdateError as error:
+        if isinstance(error.__context__, OperationalError | InterfaceError):
+            raise  # not stored is not consumed
+        # Another tab has just signed in, under a new session key.
         request.session = type(session)(None)
         return
     request.session = type(session)(session.session_key)
@@ -174,6 +187,19 @@ class CurrentLogin:
     amr: tuple[str, ...]
 
 
+def note_local_login(request: Any, user: Any, **_: Any) -> None:
+    """A receiver of user_logged_in: this session's own login, by other means than an OP."""
+    if hasattr(request, "session") and not hasattr(user, "oidc_sign_in"):
+        request.session.pop(CURRENT, None)
+        request.session[LOCAL] = timezone.now().timestamp()
+
+
+def signed_in_locally(request: HttpRequest, within: timedelta) -> bool:
+    """Whether this very session began with a local login, so long ago at most."""
+    age: float = timezone.now().timestamp() - request.session.get(LOCAL, 0)
+    return 0 <= age < within.total_seconds()
+
+
 def clear_for(request: HttpRequest, user: Any, *, keep_anonymous: bool) -> None:
     """Empty the session for somebody who signs in, and give it a new key.
 
@@ -202,9 +228,13 @@ def store_login(session: SessionBase, login: Login) -> None:
         "scope": login.tokens.scope,
         "expires_at": None if expires_at is None else expires_at.timestamp(),
         "auth_time": login.id_token.auth_time,
-        "acr": acr if isinstance(acr, str) else None,
-        "amr": [item for item in amr if isinstance(item, str)] if isinstance(amr, list) else [],
+        "acr": acr if _is_short(acr) else None,
+        "amr": [*filter(_is_short, amr)][:MAX_AMR] if isinstance(amr, list) else [],
     }
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_ACR_LENGTH
 
 
 def current_login(request: HttpRequest) -> CurrentLogin | None:
@@ -221,4 +251,4 @@ def current_login(request: HttpRequest) -> CurrentLogin | None:
 def _moment(seconds: float | None) -> datetime | None:
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, tz=timezone.get_default_timezone())
+    return datetime.fromtimestamp(seconds, tz=timezone.get_fixed_timezone(0))

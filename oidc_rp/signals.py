@@ -6,7 +6,8 @@ Every signal's sender is the class oidc_rp.models.Identity; all arguments are ke
 from functools import partial
 from typing import Any
 
-from django.db import transaction
+from django.db import router, transaction
+from django.db.models import Model
 from django.dispatch import Signal
 
 signed_in = Signal()
@@ -19,6 +20,7 @@ login_failed = Signal()
 """A login was refused: request, provider (slug or None), error (OIDCError), reference (str)."""
 
 
-def send_after_commit(signal: Signal, sender: type, **arguments: Any) -> None:
+def send_after_commit(signal: Signal, sender: type[Model], **arguments: Any) -> None:
     """Send when the current transaction is committed, at once where there is none."""
-    transaction.on_commit(partial(signal.send_robust, sender, **arguments))
+    told = partial(signal.send_robust, sender, **arguments)
+    transaction.on_commit(told, using=router.db_for_write(sender))

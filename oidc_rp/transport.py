@@ -76,7 +76,7 @@ class Transport:
             ) as response:
                 return _read(response)
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-            raise _translated(error) from error
+            raise _translated(error, request.url) from error
 
 
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "oidc_rp"}
@@ -108,17 +108,17 @@ def _decoded(body: bytes, encoding: str) -> bytes:
         raise TransportError("transport.encoding", "broken compression") from error
 
 
-def _translated(error: Exception) -> TransportError:
-    """One of our codes for what requests, urllib3 and the socket raise; their text is not kept,
-    because it holds the URL."""
+def _translated(error: Exception, url: str) -> TransportError:
+    """One of our codes for what requests, urllib3 and the socket raise; of their text only the
+    kind is kept, and of the URL no query."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    kind, url = type(reason or error).__name__, url.partition("?")[0]
     if isinstance(error, requests.exceptions.SSLError):
-        return TransportError("transport.tls", "the certificate or the TLS version is refused")
-    if isinstance(error, requests.ConnectTimeout):  # a ConnectionError, too
-        return TransportError("transport.timeout", "no connection in time")
-    timed_out = (requests.Timeout, TimeoutError)
-    if isinstance(error, timed_out) or "timed out" in str(error):
-        return TransportError("transport.timeout", "no whole answer in time")
-    return TransportError("transport.broken", "no connection, or no whole answer")
+        return TransportError("transport.tls", f"TLS or certificate refused ({kind})", expected=url)
+    timed_out = isinstance(error, requests.Timeout | TimeoutError) or "timed out" in str(error)
+    if timed_out:
+        return TransportError("transport.timeout", f"no answer in time ({kind})", expected=url)
+    return TransportError("transport.broken", f"no whole answer ({kind})", expected=url)
 
 
 class _DeadlineReader(io.RawIOBase):

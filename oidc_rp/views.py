@@ -5,6 +5,7 @@ The walk of a callback: take the pending login, authenticate, start the session,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from traceback import clear_frames
 from typing import Any
 
 from django.conf import settings
@@ -27,6 +28,7 @@ from django.shortcuts import render, resolve_url
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.decorators import method_decorator
+from django.utils.encoding import iri_to_uri
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import get_language
 from django.views.decorators.cache import never_cache
@@ -60,6 +62,7 @@ class RefusingView(View):
         try:
             return super().dispatch(request, *args, **kwargs)
         except OIDCError as error:
+            _clear_frames(error)
             next_url = self.next_url or _next_url(request)
             return refuse(request, error, kwargs.get("slug"), next_url)
 
@@ -107,7 +110,7 @@ class LoginView(RefusingView, OIDCAuthenticationRequestView):  # type: ignore[mi
             request=asked,
             next_url=_next_url(request),
             created_at=timezone.now().timestamp(),
-            by_post=by_post,
+            linker=str(request.user.pk or "") if by_post else "",
         )
         sessions.remember(request.session, pending)
         return HttpResponseRedirect(url)
@@ -137,8 +140,8 @@ class CallbackView(RefusingView, OIDCAuthenticationCallbackView):  # type: ignor
             request,
             oidc=CallbackResponse(slug, redirect_uri, response_mode, received.parameters, pending),
         )
-        if user is None:
-            raise ConfigurationError("configuration.backend", "no OIDCBackend is installed")
+        if not isinstance(getattr(user, "oidc_sign_in", None), SignIn):
+            raise ConfigurationError("configuration.backend", "no OIDCBackend answered first")
         _sign_in(request, user)
         return HttpResponseRedirect(
             _safe_url(request, pending.next_url) or resolve_url(settings.LOGIN_REDIRECT_URL)
@@ -160,6 +163,13 @@ class LogoutView(RefusingView, OIDCLogoutView):  # type: ignore[misc]
             return HttpResponseRedirect(resolve_url(settings.LOGOUT_REDIRECT_URL))
         context = {"login_url": reverse("oidc_rp:login_chooser")}
         return render(request, "oidc_rp/logged_out.html", context)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Empty what the calls that failed still hold, so that no report of the error shows it."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 # The callback's steps
@@ -267,13 +277,18 @@ def _parameters(request: HttpRequest) -> QueryDict:
 
 def _forget_parameters(request: HttpRequest) -> None:
     request.META["QUERY_STRING"] = ""
+    for name in ("RAW_URI", "REQUEST_URI", "UNENCODED_URL"):  # as gunicorn, uWSGI and others say it
+        request.META.pop(name, None)
     request.GET = QueryDict()
     request.POST = QueryDict()
+    request._body = b""
 
 
 def _safe_url(request: HttpRequest, url: str) -> str:
     """The URL if it stays on this host (M12), else nothing. Asked when stored and when used."""
-    if len(url) > MAX_NEXT_LENGTH or not url.isprintable() or "\\" in url or url.startswith("//"):
+    if not url.isprintable() or "\\" in url or url.startswith("//"):
+        return ""
+    if len(iri_to_uri(url)) > MAX_NEXT_LENGTH:
         return ""
     hosts, https = {request.get_host()}, request.is_secure()
     safe = url_has_allowed_host_and_scheme(url, allowed_hosts=hosts, require_https=https)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Group, User
 from django.db import connection
+from django.db.models.signals import pre_save
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 
-from oidc_rp import accounts, conf
+from oidc_rp import accounts, conf, sessions
 from oidc_rp.accounts import VerifiedClaims, account_for, email_domain
 from oidc_rp.backends import OIDCBackend
 from oidc_rp.errors import LoginRefused
@@ -156,6 +159,34 @@ def test_M35_a_taken_user_name_signs_in_as_nobody(configure: Configure) -> None:
     assert not Identity.objects.exists()
 
 
+@pytest.fixture
+def cleaned() -> Iterator[None]:
+    """A site whose users are validated whenever they are saved."""
+
+    def clean(instance: User, **_: Any) -> None:
+        instance.full_clean(exclude=["password"])
+
+    pre_save.connect(clean, sender=User)
+    yield
+    pre_save.disconnect(clean, sender=User)
+
+
+def test_M35_a_taken_user_name_that_validation_finds_is_a_refusal(
+    op: OpenIDProvider, configure: Configure, cleaned: None
+) -> None:
+    """A model that validates when it saves refuses before the database does: the same outcome."""
+    configure(CLAIMS={"username": "preferred_username", "first_name": "given_name"})
+    local = User.objects.create_user("j.doe")
+    assert Browser().sign_in("op").status_code == 403
+    assert refusal() == "account.collision"
+    assert list(User.objects.all()) == [local]
+    op.person["preferred_username"] = "jane"
+    user = sign_in()
+    op.person |= {"preferred_username": "j.doe", "given_name": "Janet"}
+    again = sign_in()
+    assert (again.pk, again.username, again.first_name) == (user.pk, "jane", "Janet")
+
+
 def test_M35_a_name_that_becomes_taken_is_not_taken_over(
     op: OpenIDProvider, configure: Configure, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,6 +259,19 @@ def test_updated_at_may_be_text(op: OpenIDProvider, configure: Configure) -> Non
         op.person["updated_at"] = text
         assert sign_in().date_joined.isoformat() == "2024-02-03T04:05:06+00:00"
         assert Identity.objects.get().claims["updated_at"] == text
+
+
+@pytest.mark.parametrize(
+    "moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-10:00", 253402300800, -1e20]
+)
+def test_a_time_beyond_the_calendar_is_left_out(
+    op: OpenIDProvider, configure: Configure, moment: object
+) -> None:
+    """What no database keeps in UTC fills no field, and stops nobody."""
+    configure(CLAIMS={"date_joined": "updated_at"})
+    op.person["updated_at"] = moment
+    for _ in range(2):
+        assert timezone.now() - sign_in().date_joined < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize(
@@ -471,6 +515,27 @@ def test_M36_only_verified_addresses_in_the_allowed_domains_may_come(
     assert User.objects.exists() == (code == "/home/")
 
 
+@pytest.mark.parametrize(
+    ("code", "signed"),
+    [
+        ("/home/", {}),
+        ("/home/", {"email": "janedoe@example.com"}),
+        ("/home/", {"email": "boss@example.com", "email_verified": True}),
+        ("account.email_domain", {"email": "boss@example.com"}),
+        ("account.email_domain", {"email": "boss@example.com", "email_verified": None}),
+        ("account.email_domain", {"email": "JaneDoe@example.com"}),
+    ],
+)
+def test_M36_userinfo_vouches_for_its_own_address_and_no_other(
+    op: OpenIDProvider, configure: Configure, code: str, signed: dict[str, Any]
+) -> None:
+    """email_verified says something of the address that came with it."""
+    configure(EMAIL_DOMAINS=["example.com"])
+    op.id_token_claims |= signed
+    op.userinfo_claims |= {"email": "janedoe@example.com", "email_verified": True}
+    assert outcome(Browser().sign_in("op")) == code
+
+
 def test_M36_the_domain_is_asked_at_each_sign_in(op: OpenIDProvider, configure: Configure) -> None:
     """Whoever leaves the company stays out, known or not."""
     configure(EMAIL_DOMAINS=["example.com"])
@@ -588,10 +653,21 @@ def link(user: User, *, by_post: bool = True) -> tuple[Browser, str]:
     browser = Browser()
     assert browser.client.login(username=user.username, password="pw")
     if by_post:
-        url = browser.client.post("/oidc/op/login/").headers["Location"]
-    else:
-        url = browser.start("op")
-    return browser, outcome(browser.come_back(browser.visit_op(url)))
+        return browser, by_button(browser)
+    return browser, outcome(browser.sign_in("op"))
+
+
+def by_button(browser: Browser) -> str:
+    """Press the button, come back; return the outcome."""
+    url = browser.client.post("/oidc/op/login/").headers["Location"]
+    return outcome(browser.come_back(browser.visit_op(url)))
+
+
+def age_local_login(browser: Browser, age: timedelta) -> None:
+    """Let this session's local login be so long ago."""
+    session = browser.client.session
+    session[sessions.LOCAL] -= age.total_seconds()
+    session.save()
 
 
 @pytest.fixture
@@ -627,9 +703,48 @@ def test_M38_a_local_login_of_long_ago_links_nothing(op: OpenIDProvider) -> None
     """Whoever left the browser open must sign in again."""
     jane, browser = local_user(), Browser()
     browser.client.force_login(jane, MODEL_BACKEND)
-    User.objects.update(last_login=timezone.now() - accounts.FRESH - timedelta(seconds=1))
-    url = browser.client.post("/oidc/op/login/").headers["Location"]
-    assert outcome(browser.come_back(browser.visit_op(url))) == "account.confirm"
+    age_local_login(browser, accounts.FRESH + timedelta(seconds=1))
+    assert by_button(browser) == "account.confirm"
+
+
+@pytest.mark.usefixtures("linking")
+def test_M38_a_fresh_login_elsewhere_confirms_nothing_here(op: OpenIDProvider) -> None:
+    """A session of ten days ago stays one of ten days ago, whoever has just signed in elsewhere."""
+    jane, browser = local_user(), Browser()
+    browser.client.force_login(jane, MODEL_BACKEND)
+    age_local_login(browser, timedelta(days=10))
+    assert Client().login(username="jane", password="pw")
+    jane.refresh_from_db()
+    assert jane.last_login is not None
+    assert timezone.now() - jane.last_login < accounts.FRESH
+    assert by_button(browser) == "account.confirm"
+    assert not Identity.objects.exists()
+
+
+@pytest.mark.usefixtures("linking")
+def test_M11_M38_a_button_pressed_by_nobody_links_nobody_who_comes_later(
+    op: OpenIDProvider,
+) -> None:
+    """Only the user who pressed the button has asked to link."""
+    local_user()
+    browser = Browser()
+    callback = browser.visit_op(browser.client.post("/oidc/op/login/").headers["Location"])
+    assert browser.client.login(username="jane", password="pw")
+    assert outcome(browser.come_back(callback)) == "account.confirm"
+    assert not Identity.objects.exists()
+
+
+@pytest.mark.usefixtures("linking")
+def test_M38_a_password_typed_after_a_login_through_an_op_confirms(op: OpenIDProvider) -> None:
+    """The same user, in the same session, has signed in by other means now."""
+    jane, browser = local_user(), Browser()
+    Identity.objects.create(user=jane, provider="op", iss=op.issuer, sub=op.person["sub"])
+    assert sign_in(browser) == jane
+    Identity.objects.all().delete()
+    assert by_button(browser) == "account.confirm"
+    assert browser.client.login(username="jane", password="pw")
+    assert by_button(browser) == "/home/"
+    assert Identity.objects.get().user == jane
 
 
 @pytest.mark.usefixtures("linking")
@@ -719,6 +834,31 @@ def test_M34_an_address_that_the_op_does_not_vouch_for_links_nothing(
     assert where == "/home/"
     assert browser.client.session["_auth_user_id"] != str(jane.pk)
     assert User.objects.count() == 3
+
+
+@pytest.mark.parametrize(
+    ("email", "claim", "same"),
+    [
+        ("mike@x.example", "mike@x.example", True),
+        ("Mike@X.example", "mike@x.EXAMPLE", True),
+        ("jörg@x.example", "jörg@x.example", True),
+        ("mike@x.example", "m\u0131ke@x.example", False),
+        ("m\u0131ke@x.example", "mike@x.example", False),
+        ("JÖRG@x.example", "jörg@x.example", False),
+        (
+            "mike@x.example",
+            "mi\u212ae@x.example",
+            False,
+        ),  # the sign for kelvin, a "k" in lower case
+        ("mike@x.example", "mike@x.example ", False),
+        ("mike@x.example", "mïke@x.example", False),
+    ],
+)
+def test_M34_addresses_that_a_database_takes_for_one_are_two(
+    email: str, claim: str, same: bool
+) -> None:
+    """Capitals make no difference in ASCII; anything else must be equal as it stands."""
+    assert accounts._same(email, VerifiedClaims({"email": claim}, provider_with())) == same
 
 
 def test_M34_nothing_is_linked_by_default(op: OpenIDProvider) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import authenticate, get_user_model
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import connection, transaction
@@ -331,6 +332,28 @@ def test_a_site_without_the_backend_signs_nobody_in(settings: Settings) -> None:
     """Then authenticate() knows nobody: a refusal, not a crash."""
     settings.AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
     assert refusal() == "configuration.backend"
+
+
+class AnswersEverybody(ModelBackend):
+    """Signs in whoever asks, say by a certificate or the proxy's word."""
+
+    def authenticate(self, request: Any, *args: Any, **credentials: Any) -> Any:
+        return User.objects.get(username="anybody")
+
+
+@pytest.mark.usefixtures("browser")
+def test_another_backends_answer_is_no_sign_in_of_ours(
+    op: OpenIDProvider, settings: Settings
+) -> None:
+    """A backend before ours that takes any credentials: a refusal, and nobody is signed in."""
+    User.objects.create_user("anybody")
+    use(settings, AnswersEverybody)
+    settings.AUTHENTICATION_BACKENDS += ["oidc_rp.backends.OIDCBackend"]
+    browser = Browser()
+    response = browser.sign_in("op")
+    assert (response.status_code, outcome(response)) == (400, "configuration.backend")
+    assert "_auth_user_id" not in browser.client.session
+    assert op.calls("token") == 0
 
 
 # Signals

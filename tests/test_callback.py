@@ -5,6 +5,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from traceback import walk_tb
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -12,16 +13,19 @@ import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_in
-from django.db import connection
+from django.contrib.sessions.backends.db import SessionStore
+from django.db import OperationalError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.test import Client
+from django.test import Client, RequestFactory
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pytest_django import Settings
 
+from oidc_rp import sessions
 from oidc_rp.backends import OIDCBackend
 from oidc_rp.sessions import PENDING
+from oidc_rp.signals import login_failed
 from tests import provider
 from tests.browser import Browser, Callback, Response
 from tests.conftest import Configure
@@ -621,6 +625,97 @@ def test_M53_no_secret_on_the_page_of_a_failing_receiver(
     assert "a bug of this site" in page
     hidden = secrets_of(op, browser, url, callback) | {*issued}
     assert [secret for secret in hidden if secret in page] == []
+
+
+@pytest.mark.parametrize("name", ["RAW_URI", "REQUEST_URI", "UNENCODED_URL"])
+def test_M53_no_code_in_what_a_server_says_of_the_url(
+    browser: Browser, callback: Callback, settings: Settings, name: str
+) -> None:
+    """The query stands there a second time; it is forgotten with the first."""
+    settings.AUTHENTICATION_BACKENDS = ["tests.test_callback.FailingBackend"]
+    settings.DEBUG = True
+    browser.client.raise_request_exception = False
+    url = urlsplit(callback.url)
+    response = browser.client.get(f"{url.path}?{url.query}", **{name: f"{url.path}?{url.query}"})
+    page = response.content.decode()
+    assert "a bug of this site" in page
+    assert [part for part in ("code", "state") if dict(callback.params)[part] in page] == []
+    assert name not in response.wsgi_request.META
+
+
+def locals_of(error: BaseException | None) -> dict[str, str]:
+    """What an error report shows: the variables of each call that failed, causes included."""
+    shown = {}
+    while error is not None:
+        for frame, _ in walk_tb(error.__traceback__):
+            place = f"{frame.f_globals['__name__']}.{frame.f_code.co_name}"
+            shown |= {f"{place}:{name}": repr(value) for name, value in frame.f_locals.items()}
+        error = error.__cause__ or error.__context__
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("code", "params", "claims"),
+    [
+        ("id_token.nonce", {}, {"nonce": "other"}),
+        ("response.iss", {"iss": "https://evil.example"}, {}),
+        ("authorization.access_denied", {"error": "access_denied"}, {}),
+        ("token.invalid_grant", {"code": "another"}, {}),
+    ],
+)
+@pytest.mark.parametrize("mode", ["query", "form_post"])
+def test_M53_no_secret_in_the_variables_of_an_error(
+    op: OpenIDProvider,
+    browser: Browser,
+    configure: Configure,
+    mode: str,
+    code: str,
+    params: dict[str, str],
+    claims: dict[str, str],
+) -> None:
+    """A receiver of login_failed gets the error with its traceback, and may send it anywhere."""
+    heard: list[tuple[str, dict[str, str]]] = []
+
+    def receive(error: Any, **_: Any) -> None:
+        heard.append((error.code, locals_of(error)))
+
+    configure(RESPONSE_MODE=mode)
+    op.id_token_claims = claims
+    callback = browser.visit_op(browser.start("op")).bent(**params)
+    ((state, pending),) = browser.client.session[PENDING].items()
+    login_failed.connect(receive)
+    try:
+        browser.land(browser.come_back(callback))
+    finally:
+        login_failed.disconnect(receive)
+    ((told, shown),) = heard
+    assert told == code
+    secrets = {state, pending["request"]["code_verifier"], pending["request"]["nonce"]}
+    secrets |= {dict(callback.params).get("code", state)}
+    assert [at for at, value in shown.items() if any(secret in value for secret in secrets)] == []
+
+
+class Unstorable(SessionStore):
+    """A session whose database goes away."""
+
+    def save(self, must_create: bool = False) -> None:
+        raise OperationalError("the server closed the connection")
+
+
+def test_M53_no_verifier_in_the_variables_of_a_session_that_cannot_be_stored(
+    browser: Browser, callback: Callback, rf: RequestFactory
+) -> None:
+    """The attempt cannot be taken: an error, in whose report no secret of it stands."""
+    state, stored = dict(callback.params)["state"], browser.client.session[PENDING]
+    request = rf.get("/")
+    request.session = Unstorable()
+    request.session[PENDING] = stored
+    with pytest.raises(OperationalError) as caught:
+        sessions.take(request, state)
+    shown = {at: value for at, value in locals_of(caught.value).items() if "oidc_rp." in at}
+    assert any("sessions.take" in at for at in shown)
+    verifier = stored[state]["request"]["code_verifier"]
+    assert [at for at, value in shown.items() if verifier in value] == []
 
 
 @pytest.mark.parametrize(

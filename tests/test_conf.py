@@ -385,6 +385,17 @@ def test_a_callable_is_asked_each_time(settings: Settings) -> None:
     assert refused("one") == "provider.unknown"
 
 
+def test_a_list_that_a_callable_changes_in_place_is_noticed(settings: Settings) -> None:
+    """The same dict with a value changed deep in it is another provider."""
+    domains: list[str] = []
+    rows = {"one": GOOD | {"EMAIL_DOMAINS": domains, "METADATA": {"scopes_supported": ["a"]}}}
+    settings.OIDC_RP = {"PROVIDERS": lambda: rows}
+    before = conf.provider("one")
+    assert conf.provider("one") is before
+    domains.append("corp.example")
+    assert conf.provider("one").email_domains == {"corp.example"}
+
+
 def raising() -> Any:
     raise LookupError("no table yet")
 

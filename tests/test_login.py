@@ -196,15 +196,20 @@ def test_M15_no_par_endpoint_no_login(
 
 
 def test_M11_a_start_by_post_needs_the_csrf_token(browser: Browser) -> None:
-    """Only this site's own form starts a login that may link accounts."""
+    """Only this site's own form starts a login that may link, and for who pressed the button."""
     strict = Client(enforce_csrf_checks=True)
     assert strict.post("/oidc/op/login/").status_code == 403
     assert sessions.PENDING not in strict.session
     assert strict.get("/oidc/op/login/").status_code == 302
     response = browser.client.post("/oidc/op/login/", {"next": "/private/"})
     assert response.status_code == 302
-    by_post = [stored["by_post"] for stored in pending(browser).values()]
-    assert by_post == [True]
+    assert [stored["linker"] for stored in pending(browser).values()] == [""]
+    user = get_user_model().objects.create_user("jane")
+    browser.client.force_login(user, "django.contrib.auth.backends.ModelBackend")
+    browser.start("op")
+    browser.client.post("/oidc/op/login/")
+    linkers = [stored["linker"] for stored in pending(browser).values()]
+    assert linkers[-2:] == ["", str(user.pk)]
 
 
 def test_M11_parameters_of_a_stranger_reach_nobody(browser: Browser) -> None:
@@ -420,6 +425,19 @@ def test_M40_half_a_configuration_signs_nobody_in(browser: Browser, configure: C
             code = (response.status_code, response.context["code"])
             assert code == (400, "configuration.provider")
     assert "_auth_user_id" not in browser.client.session
+
+
+@pytest.mark.parametrize(
+    "misspelt",
+    [{"EMAIL_DOMAIN": ["corp.example"]}, {"CREATE_USER": False}, {"email_domains": ["x.example"]}],
+)
+def test_M40_a_misspelt_option_for_all_signs_nobody_in(
+    browser: Browser, settings: Settings, misspelt: dict[str, Any]
+) -> None:
+    """A restriction that is not understood is not one to do without, wherever it stands."""
+    settings.OIDC_RP = django_settings.OIDC_RP | misspelt
+    response = browser.client.get("/oidc/op/login/")
+    assert (response.status_code, response.context["code"]) == (400, "configuration.provider")
 
 
 def test_M40_a_site_without_our_backend_signs_nobody_in(

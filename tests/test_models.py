@@ -135,3 +135,21 @@ def test_an_identity_that_was_removed_links_anew(op: OpenIDProvider) -> None:
     before = sign_in()
     Identity.objects.all().delete()
     assert sign_in() != before
+
+
+class ReadsElsewhere:
+    """A router whose reads go to a database that is not there."""
+
+    def db_for_read(self, model: Any, **_: Any) -> str:
+        return "replica"
+
+    def db_for_write(self, model: Any, **_: Any) -> str:
+        return "default"
+
+
+@pytest.mark.django_db
+def test_somebody_is_looked_up_where_identities_are_written(settings: Any) -> None:
+    """A replica may lag behind: who has just signed up would be made a second time."""
+    made = identity("abc")
+    settings.DATABASE_ROUTERS = ["tests.test_models.ReadsElsewhere"]
+    assert Identity.objects.find(ISS, "abc") == made

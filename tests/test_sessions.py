@@ -4,6 +4,7 @@ import json
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
+from random import Random
 from secrets import token_urlsafe
 from typing import Any
 from urllib.parse import urlsplit
@@ -142,6 +143,33 @@ def test_a_signed_cookie_leads_to_the_longest_next(browser: Browser, settings: S
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
     next_url = incompressible_path(1024)
     assert browser.sign_in("op", next=next_url).headers["Location"] == next_url
+
+
+def test_M13_a_next_that_grows_when_encoded_does_not_fill_the_cookie(
+    browser: Browser, settings: Settings
+) -> None:
+    """What counts is its length as a URL: a character of another script is nine octets there."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    path = "".join(Random(1).choices([*map(chr, range(0x4E00, 0x9FA6))], k=1000))
+    for length in (1000, 113):
+        browser.start("op", next="/" + path[:length])
+        assert len(cookie(browser)) < 4096
+    (pending,) = [kept for kept in browser.client.session[PENDING].values() if kept["next"]]
+    assert pending["next"] == "/" + path[:113]
+
+
+def test_an_op_that_says_too_much_does_not_fill_the_cookie(
+    op: OpenIDProvider, browser: Browser, settings: Settings
+) -> None:
+    """Long acr and amr are not noted, and nobody is locked out by them."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    amr = [token_urlsafe(45) for _ in range(200)]
+    op.id_token_claims = {"acr": token_urlsafe(5000)[:5000], "amr": amr}
+    assert browser.sign_in("op").status_code == 302
+    assert len(cookie(browser)) < 4096
+    login = current_login(request_of(browser))
+    assert login is not None
+    assert (login.acr, len(login.amr)) == (None, 8)
 
 
 # The session key and what is in the session (M39)
@@ -348,6 +376,20 @@ def test_current_login_of_an_op_with_odd_claims(
     assert (login.expires_at, login.auth_time) == (None, None)
     assert login.acr in (None, "pwd")
     assert login.amr in ((), ("pwd",))
+
+
+def test_current_login_at_the_end_of_time(
+    op: OpenIDProvider, browser: Browser, settings: Settings
+) -> None:
+    """An auth_time in the last second that datetime knows is told in UTC, east of it, too."""
+    settings.TIME_ZONE = "Asia/Shanghai"
+    op.id_token_claims = {"auth_time": 253402300799}
+    for _ in range(2):
+        assert browser.sign_in("op").status_code == 302
+        login = current_login(request_of(browser))
+        assert login is not None
+        assert login.auth_time is not None
+        assert login.auth_time.isoformat() == "9999-12-31T23:59:59+00:00"
 
 
 def test_current_login_is_nobody_elses(op: OpenIDProvider, browser: Browser) -> None:

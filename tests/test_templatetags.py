@@ -88,3 +88,10 @@ def test_static_files_that_cannot_be_told(settings: Settings) -> None:
     assert render('{% oidc_static "oidc_rp/oidc_rp.css" %}') == "/static/oidc_rp/oidc_rp.css"
     settings.STATIC_URL = None
     assert render('{% oidc_static "oidc_rp/oidc_rp.css" %}') == ""
+
+
+def test_no_buttons_where_our_urls_are_not(settings: Settings) -> None:
+    """A site's other URLconf, another host's say, has a login page without them."""
+    settings.ROOT_URLCONF = "django.contrib.auth.urls"
+    assert render("{% oidc_login_buttons %}").strip() == ""
+    assert render("{% oidc_providers as all %}{{ all|length }}") == "0"

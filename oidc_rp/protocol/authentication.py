@@ -150,20 +150,17 @@ def read_authentication_response(
     state = values.get("state", "").encode("utf-8", "replace")
     if not state or not compare_digest(state, request.state.encode()):
         raise InvalidResponse("state.unknown", "the state is not this request's")
-    _check_iss(values.get("iss"), issuers, iss_required)
+    if iss_required and "iss" not in values:  # an error is worth a look in the log, no more
+        error = values.get("error")
+        raise InvalidResponse("response.iss_missing", expected=list(issuers), received=error)
+    if "iss" in values and values["iss"] not in issuers:
+        raise InvalidResponse("response.iss", expected=list(issuers), received=values["iss"])
     if "error" in values:
         raise op_error("authorization", values)
     code = values.get("code", "")
     if not _CODE.fullmatch(code):
         raise InvalidResponse("response.code", "no authorization code")
     return AuthorizationCode(code)
-
-
-def _check_iss(iss: str | None, issuers: Sequence[str], required: bool) -> None:
-    if iss is None and required:
-        raise InvalidResponse("response.iss_missing", expected=list(issuers))
-    if iss is not None and iss not in issuers:
-        raise InvalidResponse("response.iss", expected=list(issuers), received=iss)
 
 
 def op_error(where: str, answer: Mapping[str, Any]) -> OPError:

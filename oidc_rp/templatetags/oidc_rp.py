@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.template import Context
 from django.templatetags.static import static
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.functional import Promise
 from django.utils.http import urlencode
 
@@ -40,6 +40,10 @@ def oidc_login_url(context: Context, slug: str) -> str:
 def oidc_providers(context: Context) -> list[LoginButton]:
     """Return what the buttons are made of, for a page that draws its own."""
     next_url = _next_url(context)
+    try:
+        reverse("oidc_rp:login_chooser")
+    except NoReverseMatch:  # another URLconf of this site, say another host's, without our URLs
+        return []
     return [
         LoginButton(
             slug=provider.slug,

@@ -73,6 +73,26 @@ def test_what_is_not_strict_json_is_refused(text: bytes | str) -> None:
         json_object(text, "code")
 
 
+def nested(levels: int) -> str:
+    """An object with so many levels, itself the first."""
+    return '{"a": ' + "[" * (levels - 1) + "1" + "]" * (levels - 1) + "}"
+
+
+@pytest.mark.parametrize("levels", [1, 29, 30])
+def test_thirty_levels_are_read(levels: int) -> None:
+    """As deep as that, and as wide as it likes."""
+    assert json_object(nested(levels), "code")
+    assert json_object(f'{{"wide": [{", ".join([nested(5)] * 100)}]}}', "code")
+    assert json_object(json.dumps({"text": "[" * 100 + "{" * 100}), "code")
+
+
+@pytest.mark.parametrize("text", [nested(31), nested(400), '{"a": ' * 31 + "1" + "}" * 31])
+def test_more_than_thirty_levels_are_refused(text: str) -> None:
+    """What is deeper, databases and templates choke on."""
+    with refusal("code"):
+        json_object(text, "code")
+
+
 @pytest.mark.parametrize(
     "text",
     [
