@@ -378,6 +378,9 @@ def _issuer_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
     if (TENANT in provider.issuer) != bool(provider.tenants):
         hint = f"ISSUER with {TENANT} and TENANTS go together; name every tenant you trust."
         yield Mistake("E015", f"{where} has one of ISSUER's {TENANT} and TENANTS only.", hint)
+    if TENANT in provider.issuer and str(provider.token_endpoint_auth_method).endswith("_jwt"):
+        hint = "A client assertion names one issuer as its audience (RFC 7523 §3)."
+        yield Mistake("E015", f"{where} has many tenants and client assertions.", hint)
 
 
 def _client_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:

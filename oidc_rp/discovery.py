@@ -50,7 +50,7 @@ class Published(Generic[T]):
     def get(self) -> T:
         """Return the value. Raises TransportError or InvalidResponse when none can be had."""
         value = self._value
-        if value is not None and time.time() < self._fetched_at + FRESH:
+        if value is not None and abs(time.time() - self._fetched_at) < FRESH:
             return value
         # Whoever still has a value goes on with it while somebody else fetches.
         if self._lock.acquire(blocking=value is None):
@@ -58,7 +58,7 @@ class Published(Generic[T]):
                 self._renew()
             finally:
                 self._lock.release()
-        if self._value is None or time.time() > self._fetched_at + STALE:
+        if self._value is None or abs(time.time() - self._fetched_at) > STALE:
             failure = self._failure or InvalidResponse("discovery.stale", "nothing recent to go on")
             raise failure.with_traceback(None)  # raised many times: it must not collect frames
         return self._value
@@ -80,20 +80,22 @@ class Published(Generic[T]):
         with self._lock:
             if self._value is not value or self._adopt_shared():
                 return self._value
-            if self._fetched_at >= asked_at or not self._may_force():
+            tried_at = max(self._fetched_at, self._failed_at)
+            if tried_at >= asked_at or not self._may_force():
                 return None
             try:
                 self._fetch()
             except OIDCError as error:
+                self._failed_at = time.time()
                 logger.warning("keys not fetched again", extra={"code": error.code})
                 return None
             return self._value
 
     def _renew(self) -> None:
         now = time.time()
-        if now < self._fetched_at + FRESH or now < self._failed_at + RETRY:
+        if abs(now - self._fetched_at) < FRESH or abs(now - self._failed_at) < RETRY:
             return
-        if self._adopt_shared() and now < self._fetched_at + FRESH:
+        if self._adopt_shared() and abs(now - self._fetched_at) < FRESH:
             return
         # Counts as a forced fetch, but is not refused: without a value nobody can sign in. Workers
         # that start together wait a moment for the one that is already asking.
@@ -102,7 +104,7 @@ class Published(Generic[T]):
         try:
             self._fetch()
         except OIDCError as error:
-            self._failed_at, self._failure = now, error
+            self._failed_at, self._failure = time.time(), error
             logger.warning(
                 "OP document not fetched code=%s", error.code, extra={"code": error.code}
             )
@@ -126,11 +128,13 @@ class Published(Generic[T]):
     def _adopt_shared(self) -> bool:
         """Take what another process fetched after us; it is checked again, like any document."""
         shared = _shared_get(self._key)
-        if not isinstance(shared, dict) or shared["fetched_at"] <= self._fetched_at:
-            return False
         try:
-            self._take(shared["document"], shared["fetched_at"])
-        except OIDCError:
+            fetched_at = float(shared["fetched_at"])
+            # Nobody fetches in the future: the clock of that machine is wrong.
+            if not self._fetched_at < fetched_at <= time.time() + FORCED_WINDOW:
+                return False
+            self._take(shared["document"], fetched_at)
+        except (OIDCError, LookupError, TypeError, ValueError, AttributeError):
             return False
         return True
 
@@ -149,7 +153,7 @@ class Published(Generic[T]):
         slots = [f"{self._key}:forced:{slot}" for slot in range(FORCED_FETCHES)]
         try:
             seen = self._forced_at | set(cache.get_many(slots).values())
-            self._forced_at = {moment for moment in seen if moment > now - FORCED_WINDOW}
+            self._forced_at = {moment for moment in seen if abs(now - moment) < FORCED_WINDOW}
             if len(self._forced_at) >= FORCED_FETCHES:
                 return False
             free = next((key for key in slots if cache.add(key, now, FORCED_WINDOW)), None)

@@ -1,8 +1,10 @@
 """One provider and this site as its client: asks the OP, believes only what the protocol proves."""
 
 import json
+import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -39,6 +41,8 @@ from .protocol.tokens import AccessToken, AuthorizationCode, IdToken
 from .protocol.userinfo import read_userinfo_response
 from .transport import Answer, Transport
 
+logger = logging.getLogger("oidc_rp")
+
 T = TypeVar("T")
 
 
@@ -65,6 +69,7 @@ class RelyingParty:
         self.metadata = published_metadata(provider, self._transport)
         self._keys: Published[jose.KeySet] | None = None
         self._keys_uri: str | None = None
+        self._lock = threading.Lock()
 
     # The login
 
@@ -114,6 +119,8 @@ class RelyingParty:
             raise InvalidResponse("token.id_token", "missing")
         id_token = self._validated(tokens.id_token, request)
         check_at_hash(id_token, tokens.access_token)
+        if parameters.get("iss", [id_token.iss])[0] != id_token.iss:  # one tenant for another
+            raise InvalidResponse("response.iss", expected=id_token.iss)
         userinfo = self._userinfo(tokens.access_token, id_token)
         return Login(self.provider, id_token, userinfo, tokens)
 
@@ -134,12 +141,17 @@ class RelyingParty:
     def _spend(self, code: AuthorizationCode, request: AuthenticationRequest) -> TokenResponse:
         sent_at = self._clock()
         answer = self._post(self.metadata().token_endpoint, code_request(code, request))
-        return read_token_response(
+        tokens = read_token_response(
             answer.status,
             _document(answer, "token.json"),
             requested_scope=request.scope,
             sent_at=sent_at,
         )
+        if set(tokens.scope.split()) != set(request.scope.split()):
+            told = {"expected": request.scope, "received": tokens.scope}
+            extra = {"code": "token.scope_changed", "provider": self.provider.slug, **told}
+            logger.info("the OP granted another scope: %s", told, extra=extra)
+        return tokens
 
     def _post(self, endpoint: str, parameters: Mapping[str, str]) -> Answer:
         provider = self.provider
@@ -234,9 +246,10 @@ class RelyingParty:
         jwks_uri = self.metadata().jwks_uri
         if jwks_uri is None:
             raise InvalidResponse("discovery.jwks_uri", "the OP's metadata names none")
-        if self._keys is None or self._keys_uri != jwks_uri:
-            self._keys, self._keys_uri = published_keys(self._transport, jwks_uri), jwks_uri
-        return self._keys
+        with self._lock:  # one for all threads: it is what fetches one at a time
+            if self._keys is None or self._keys_uri != jwks_uri:
+                self._keys, self._keys_uri = published_keys(self._transport, jwks_uri), jwks_uri
+            return self._keys
 
 
 def _with_keys(key_sets: Iterable[jose.KeySet], read: Callable[[jose.KeySet], T]) -> T:
@@ -267,14 +280,18 @@ def _additional(parameters: Mapping[str, Any]) -> dict[str, str]:
         raise ConfigurationError(
             "configuration.parameters", f"these cannot be set: {', '.join(sorted(wrong))}"
         )
-    return {
-        name: json.dumps(value) if isinstance(value, dict) else str(value)
-        for name, value in parameters.items()
-        if value is not None
-    }
+    return {name: _as_text(value) for name, value in parameters.items() if value is not None}
+
+
+def _as_text(value: Any) -> str:
+    """As the wire has it: `claims` and its like as JSON, lists separated by spaces."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return json.dumps(value, default=str) if isinstance(value, dict) else str(value)
 
 
 _relying_parties: dict[str, RelyingParty] = {}
+_lock = threading.RLock()
 
 
 def relying_party(slug: str) -> RelyingParty:
@@ -285,9 +302,18 @@ def relying_party(slug: str) -> RelyingParty:
     provider = conf.provider(slug)
     known = _relying_parties.get(slug)
     if known is None or known.provider is not provider:
-        known = _relying_parties[slug] = RelyingParty(provider)
+        with _lock:  # threads that come at once share one, and with it one fetch at a time
+            known = _relying_parties.get(slug)
+            if known is None or known.provider != provider:
+                known = _relying_parties[slug] = RelyingParty(provider)
     return known
 
 
 # A forked worker must not share its parent's connections to the OP.
-os.register_at_fork(after_in_child=_relying_parties.clear)
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    _relying_parties.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

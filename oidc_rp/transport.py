@@ -83,6 +83,8 @@ _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-A
 
 
 def _read(response: requests.Response) -> Answer:
+    if response.status_code < 200:  # 103: an interim answer; the final one follows, for nobody
+        raise TransportError("transport.broken", "an interim answer")
     if 300 <= response.status_code < 400:
         raise TransportError(
             "transport.redirect", "redirects are not followed", received=response.status_code
@@ -139,6 +141,10 @@ class _DeadlineReader(io.RawIOBase):
         self._sock.settimeout(remaining)
         return self._file.readinto(buffer)
 
+    def readall(self) -> bytes:
+        # http.client reads without a bound for one thing: a chunk of the size "-1".
+        raise OSError("an answer is never read without a bound")
+
     def close(self) -> None:
         self._file.close()
         super().close()
@@ -164,6 +170,28 @@ class _DeadlineSocket:
 
 class _Deadline:
     sock: Any
+    host: str
+    port: int
+    timeout: Any
+
+    def _new_conn(self) -> socket.socket:
+        """Try one address after the other, all within the time for one: a name may have many.
+
+        Resolving the name is the system's; its time is not counted.
+        """
+        addresses = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        until, problem = time.monotonic() + self.timeout, OSError("no address")
+        for family, kind, protocol, _, address in addresses:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(max(until - time.monotonic(), 0.001))
+                sock.connect(address)
+                return sock
+            except OSError as error:
+                sock.close()
+                problem = error
+        raise problem
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
@@ -175,7 +203,10 @@ class _HTTPConnection(_Deadline, HTTPConnection):
 
 
 class _HTTPSConnection(_Deadline, HTTPSConnection):
-    pass
+    @property
+    def is_connected(self) -> bool:
+        """Not when octets that nobody asked for wait behind the last answer, deciphered already."""
+        return super().is_connected and not self.sock.pending()
 
 
 class _HTTPPool(HTTPConnectionPool):

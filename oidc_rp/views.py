@@ -62,7 +62,7 @@ class RefusingView(View):
         try:
             return super().dispatch(request, *args, **kwargs)
         except OIDCError as error:
-            _clear_frames(error)
+            _forget_failure(error)
             next_url = self.next_url or _next_url(request)
             return refuse(request, error, kwargs.get("slug"), next_url)
 
@@ -165,11 +165,13 @@ class LogoutView(RefusingView, OIDCLogoutView):  # type: ignore[misc]
         return render(request, "oidc_rp/logged_out.html", context)
 
 
-def _clear_frames(error: BaseException | None) -> None:
+def _forget_failure(error: OIDCError) -> None:
     """Empty what the calls that failed still hold, so that no report of the error shows it."""
-    while error is not None:
-        clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    link: BaseException | None = error
+    while link is not None:
+        clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    error.__cause__ = error.__context__ = None  # an error of requests holds the whole request
 
 
 # The callback's steps
@@ -256,9 +258,10 @@ def _redirect_uri(request: HttpRequest, provider: conf.Provider) -> str:
 
 
 def _ui_locales(party: RelyingParty) -> str | None:
-    """The page's language, for an OP that says it speaks it (Core §3.1.2.1)."""
-    language = get_language()
-    return language if language in party.metadata().ui_locales_supported else None
+    """The page's language, as an OP that speaks it spells it (Core §3.1.2.1, BCP 47 §2.1.1)."""
+    language = (get_language() or "").lower()
+    spoken = party.metadata().ui_locales_supported
+    return next((locale for locale in spoken if locale.lower() == language), None)
 
 
 def _next_url(request: HttpRequest) -> str:

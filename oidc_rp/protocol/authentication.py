@@ -20,6 +20,8 @@ PROTECTED_PARAMETERS = frozenset(
 )
 """Parameters that no setting and no hook may add or replace: our checks rest on them."""
 
+MAX_REQUEST_URI_LENGTH = 2048
+
 _TOKENS = ("access_token", "id_token", "refresh_token")
 _SINGLE = ("state", "code", "iss", "error", "error_description", "error_uri", "session_state")
 _CODE = re.compile(r"[\x20-\x7e]{1,4096}")  # VSCHAR, RFC 6749 App. A.11; the longest seen is 2 kB
@@ -117,7 +119,9 @@ def read_pushed_response(status: int, document: Mapping[str, Any]) -> str:
     if "error" in document:
         raise op_error("par", document)
     request_uri = document.get("request_uri")
-    if status not in (200, 201) or not isinstance(request_uri, str) or not request_uri:
+    if not isinstance(request_uri, str) or not 0 < len(request_uri) <= MAX_REQUEST_URI_LENGTH:
+        request_uri = None
+    if status not in (200, 201) or request_uri is None:
         raise InvalidResponse("par.request_uri", expected="201 with a request_uri", received=status)
     return request_uri
 

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from ..errors import InvalidResponse
 
+MAX_URL_LENGTH = 2048
+
 TENANT = "{tenantid}"
 """The placeholder that multi-tenant OPs put into their issuer (M37)."""
 
@@ -53,14 +55,16 @@ def discovery_url(issuer: str) -> str:
 
 def url_is_allowed(url: object, *, loopback_http: bool) -> bool:
     """Whether we may talk to `url`: https, or http to this machine where that is switched on."""
-    if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
+    if not isinstance(url, str) or not 0 < len(url) <= MAX_URL_LENGTH:
+        return False
+    if not url.isascii() or not url.isprintable() or any(c in url for c in ' "<>\\#'):
         return False
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - an impossible port raises
     except ValueError:
         return False
-    if not parts.hostname or "@" in parts.netloc or parts.fragment or "\\" in url:
+    if not parts.hostname or "@" in parts.netloc:
         return False
     if parts.scheme == "http":
         return loopback_http and is_loopback(parts.hostname)
