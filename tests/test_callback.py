@@ -182,6 +182,22 @@ def test_M6_M8_a_callback_on_another_providers_path_fails(
     assert op.calls("token") == 0
 
 
+def test_M6_two_slugs_with_the_same_options_are_two_providers(
+    op: OpenIDProvider, browser: Browser, settings: Settings
+) -> None:
+    """Where issuer, client and redirect_uri agree, the slug alone tells whose login it was."""
+    one = django_settings.OIDC_RP["PROVIDERS"]["op"]
+    one = one | {"REDIRECT_URIS": ["https://testserver/oidc/op/callback/"]}
+    settings.OIDC_RP = {"PROVIDERS": {"op": one, "other": one}}
+    assert browser.sign_in("op").status_code == 302
+    browser = Browser()
+    op.forget_requests()
+    callback = browser.visit_op(browser.start("op"))
+    elsewhere = Callback(callback.url.replace("/op/", "/other/"))
+    assert code_of(browser.come_back(elsewhere)) == "state.provider"
+    assert op.calls("token") == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -223,6 +239,49 @@ def test_M7_iss_is_optional_where_metadata_does_not_announce_it(
     assert browser.sign_in("op").status_code == 302
     op.authorization_params["iss"] = op.issuer + "/"
     assert code_of_replay(browser.sign_in("op")) == "response.iss"
+
+
+@pytest.mark.parametrize(("tenant", "code"), [("A", "response.iss"), ("B", None)])
+def test_M7_the_response_of_one_tenant_does_not_bring_anothers_id_token(
+    op: OpenIDProvider, browser: Browser, configure: Configure, tenant: str, code: str | None
+) -> None:
+    """Both tenants may sign in; but `iss` of the response is that of the ID Token (RFC 9207)."""
+    names = ("authorization_endpoint", "token_endpoint", "jwks_uri")
+    metadata = {name: op.metadata[name] for name in names}
+    metadata["authorization_response_iss_parameter_supported"] = True
+    configure(ISSUER=op.issuer + "/{tenantid}", TENANTS=["A", "B"], METADATA=metadata)
+    op.id_token_claims |= {"iss": op.issuer + "/B", "tid": "B"}
+    callback = browser.visit_op(browser.start("op")).bent(iss=f"{op.issuer}/{tenant}")
+    response = browser.come_back(callback)
+    assert (code_of(response) if code else response.status_code) == (code or 302)
+
+
+def test_another_scope_than_asked_for_is_told_and_kept(
+    op: OpenIDProvider, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The OP may grant less or more (RFC 6749 §3.3); what it granted is what counts."""
+    caplog.set_level(logging.INFO, "oidc_rp")
+    op.token_response["scope"] = "openid email calendar"
+    response = browser.sign_in("op")
+    login = sessions.current_login(response.wsgi_request)
+    assert login is not None
+    assert login.scope == "openid email calendar"
+    told = [vars(record) for record in caplog.records]
+    told = [extra for extra in told if extra.get("code") == "token.scope_changed"]
+    assert [(extra["name"], extra["levelname"]) for extra in told] == [("oidc_rp", "INFO")]
+    assert told[0]["expected"] == "openid profile email"
+    assert told[0]["received"] == "openid email calendar"
+
+
+def test_the_scope_that_was_asked_for_is_nothing_to_tell(
+    op: OpenIDProvider, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In another order, or left out, it is the same."""
+    caplog.set_level(logging.INFO, "oidc_rp")
+    for scope in ("email openid profile", REMOVE):
+        op.token_response["scope"] = scope
+        assert browser.sign_in("op").status_code == 302
+    assert "token.scope_changed" not in [vars(record).get("code") for record in caplog.records]
 
 
 def test_M10_the_description_is_escaped_and_limited(browser: Browser, callback: Callback) -> None:

@@ -235,6 +235,14 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("E014", {"AUTHORIZATION_PARAMS": {"redirect_uri": "https://rp.example/"}}),
     ("E015", {"ISSUER": "https://op.example/{tenantid}"}),
     ("E015", {"TENANTS": ["one"]}),
+    (
+        "E015",
+        {
+            "ISSUER": "https://op.example/{tenantid}",
+            "TENANTS": ["one"],
+            "TOKEN_ENDPOINT_AUTH_METHOD": "client_secret_jwt",
+        },
+    ),
     ("E002", {"GROUPS": {"a": "A"}}),
     ("E002", {"STAFF_GROUPS": ["a"]}),
 ]

@@ -208,6 +208,39 @@ def test_M46_a_failed_fetch_is_not_repeated_at_once(
     assert op.calls("discovery") == 1
 
 
+def test_M46_nobody_queues_behind_an_op_that_hangs(
+    op: OpenIDProvider, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waited for a call that timed out shares its refusal; the pause counts from its end."""
+    monkeypatch.setattr(discovery, "RETRY", 0.5)  # shorter than the timeout, as 5 s is than 10 s
+    configure(TIMEOUT=1)
+    op.answer["discovery"] = provider.slow(30)
+    party, codes, started = relying_party("op"), [], time.monotonic()
+    run_together([lambda: codes.append(refused(party.metadata))] * 4)
+    assert time.monotonic() - started < 2.5
+    assert codes == ["transport.timeout"] * 4
+    assert op.calls("discovery") == 1
+
+
+def test_M46_threads_that_ask_first_at_once_fetch_once(
+    op: OpenIDProvider, configure: Configure
+) -> None:
+    """On fresh settings eight threads share one relying party, and with it one fetch."""
+    op.answer["discovery"] = provider.slow(0.2)
+    start, parties = threading.Barrier(8), []
+
+    def ask() -> None:
+        start.wait(10)
+        party = relying_party("op")
+        party.metadata()
+        parties.append(party)
+
+    run_together([ask] * 8)
+    assert len(parties) == 8
+    assert len(set(map(id, parties))) == 1
+    assert op.calls("discovery") == 1
+
+
 def test_refusals_repeated_from_memory_do_not_grow(
     op: OpenIDProvider, configure: Configure
 ) -> None:
@@ -398,6 +431,70 @@ def test_M47_throttle_closed_when_the_cache_fails(
     assert browser.sign_in("op").status_code == 302
 
 
+YEAR = 365 * 24 * 60 * 60
+
+
+def test_M47_a_document_from_the_future_is_not_adopted(
+    op: OpenIDProvider, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One machine with a wrong clock does not make the others keep its keys for a year."""
+    now = time.time
+    theirs = published_keys(Transport(timeout=5), op.url("jwks"))
+    with monkeypatch.context() as wrong_clock:
+        wrong_clock.setattr(time, "time", lambda: now() + YEAR)
+        theirs.get()
+    op.rotate_keys()
+    ours = published_keys(Transport(timeout=5), op.url("jwks"))
+    assert ours.get().keys[0].kid == op.keys[0].kid
+    assert op.calls("jwks") == 2
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        5,
+        [],
+        {},
+        {"document": 1},
+        {"document": {"keys": []}},
+        {"fetched_at": "x"},
+        {"fetched_at": "x", "document": {"keys": []}},
+        {"fetched_at": float("nan"), "document": {"keys": []}},
+        {"fetched_at": 1.0},
+        {"fetched_at": 1.0, "document": []},
+        {"fetched_at": 1.0, "document": None},
+    ],
+    ids=repr,
+)
+def test_M47_a_cache_entry_of_another_shape_is_ignored(
+    op: OpenIDProvider, configure: Configure, entry: object
+) -> None:
+    """What another version of this library, or anybody else, left in the cache is no document."""
+    keys = published_keys(Transport(timeout=5), op.url("jwks"))
+    if isinstance(entry, dict) and entry.get("fetched_at") == 1.0:
+        entry = entry | {"fetched_at": time.time()}
+    cache.set(keys._key, entry)
+    assert keys.get().keys[0].kid == op.keys[0].kid
+    assert op.calls("jwks") == 1
+
+
+def test_M47_stamps_from_the_future_do_not_close_the_throttle_for_ever(
+    op: OpenIDProvider, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once they have left the cache, new keys are found again, not only when that day has come."""
+    now = time.time
+    theirs, ours = (published_keys(Transport(timeout=5), op.url("jwks")) for _ in range(2))
+    with monkeypatch.context() as wrong_clock:
+        wrong_clock.setattr(time, "time", lambda: now() + YEAR)
+        for _ in range(discovery.FORCED_FETCHES):
+            list(theirs.values())
+    list(ours.values())
+    cache.clear()
+    op.rotate_keys()
+    assert [value.keys[0].kid for value in ours.values()][-1] == op.keys[0].kid
+
+
 START = """
 import json, sys, django
 from django.conf import settings
@@ -444,6 +541,14 @@ def test_M47_forced_refetches_are_shared_by_all_processes(
     processes = [run(ASK_FOR_KEYS, given) for _ in range(4)]
     assert [process.wait(60) for process in processes] == [0] * 4
     assert 1 <= op.calls("jwks") <= 3
+
+
+def run_together(calls: list[Callable[[], object]]) -> None:
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
 
 
 def run(script: str, given: dict[str, Any]) -> subprocess.Popen[bytes]:

@@ -68,6 +68,7 @@ def test_the_authentication_request(op: OpenIDProvider, browser: Browser) -> Non
         ({"SCOPES": ["openid", "offline_access"]}, {"scope": "openid offline_access"}),
         ({"AUTHORIZATION_PARAMS": {"prompt": "login", "hd": "a&b=c"}}, {"hd": "a&b=c"}),
         ({"AUTHORIZATION_PARAMS": {"claims": {"id_token": {}}}}, {"claims": '{"id_token": {}}'}),
+        ({"AUTHORIZATION_PARAMS": {"prompt": ["login", "consent"]}}, {"prompt": "login consent"}),
         ({"AUTHORIZATION_PARAMS": {"login_hint": "jané"}}, {"login_hint": "jané"}),
         ({"REDIRECT_URIS": ["https://rp.example/c"]}, {"redirect_uri": "https://rp.example/c"}),
     ],
@@ -86,6 +87,15 @@ def test_the_language_of_the_page_is_asked_for_where_the_op_speaks_it(
     assert "ui_locales" not in asked(browser.start("op"))
     settings.LANGUAGE_CODE = "de"
     assert asked(browser.start("op"))["ui_locales"] == "de"
+
+
+def test_the_language_is_asked_for_as_the_op_spells_it(
+    op: OpenIDProvider, browser: Browser, settings: Settings
+) -> None:
+    """Django says "pt-br" and the OP "pt-BR": language tags do not distinguish case (BCP 47)."""
+    op.metadata["ui_locales_supported"] = ["pt-BR", "pt"]
+    settings.LANGUAGE_CODE = "pt-br"
+    assert asked(browser.start("op"))["ui_locales"] == "pt-BR"
 
 
 def test_M2_pkce_s256_always_also_for_confidential_clients(
@@ -161,6 +171,11 @@ def test_M15_metadata_that_requires_par_is_obeyed(op: OpenIDProvider, browser: B
         (provider.sending({"request_uri": "urn:x"}, 400), "par.request_uri"),
         (provider.sending({"expires_in": 60}, 201), "par.request_uri"),
         (provider.sending({"request_uri": ["urn:x"]}, 201), "par.request_uri"),
+        pytest.param(
+            provider.sending({"request_uri": "urn:" + "x" * 20_000}, 201),
+            "par.request_uri",
+            id="longer than a URL can be",
+        ),
         (provider.sending([], 201), "transport.status"),
         (provider.not_json(), "par.json"),
         (provider.raw(502), "transport.status"),

@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,16 @@ def refused(call: Callable[[], object]) -> str:
     with pytest.raises(TransportError) as raised:
         call()
     return raised.value.code
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """Return the most octets that were allocated while `call` ran, by client and server."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_answer_comes_whole(op: OpenIDProvider, transport: Transport) -> None:
@@ -118,10 +129,47 @@ def test_M42_a_silent_tls_handshake_ends_with_the_deadline(transport: Transport)
 
 def test_M43_byte_cap_on_decoded_size(op: OpenIDProvider) -> None:
     """200 MB in 200 kB of gzip, and an answer without an end, are cut off at the cap."""
-    patient = Transport(timeout=30)
+    patient, codes = Transport(timeout=30), []
     for misbehaviour in (provider.gzip_bomb(200_000_000), provider.endless()):
         op.answer["jwks"] = misbehaviour
-        assert refused(lambda: patient.get(op.url("jwks"))) == "transport.too_large"
+        peak = peak_memory(lambda: codes.append(refused(lambda: patient.get(op.url("jwks")))))
+        assert peak < 20_000_000
+    assert codes == ["transport.too_large"] * 2
+
+
+def test_M43_a_chunk_of_a_negative_size_is_not_read_without_a_bound() -> None:
+    """http.client reads a chunk of the size "-1" to the end of the stream: refused at once."""
+    block, head = b"x" * 1_000_000, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n"
+
+    def talk(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(head)
+        for _ in range(5):
+            connection.sendall(block)
+        connection.shutdown(socket.SHUT_WR)
+
+    codes: list[str] = []
+    with listening(talk) as origin:
+        started, patient = time.monotonic(), Transport(timeout=10)
+        assert peak_memory(lambda: codes.append(refused(lambda: patient.get(origin)))) < 3_000_000
+        assert time.monotonic() - started < LIMIT
+    assert codes == ["transport.broken"]
+
+
+def test_an_interim_answer_leaves_nothing_for_the_next_request(
+    op: OpenIDProvider, transport: Transport
+) -> None:
+    """After "103 Early Hints" the final answer comes too late, and to nobody else's question."""
+
+    def early_hints(handler: provider.Handler) -> None:
+        handler.write(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n")
+        time.sleep(0.05)
+        handler.send(handler.genuine())
+
+    op.answer["jwks"] = early_hints
+    assert refused(lambda: transport.get(op.url("jwks"))) == "transport.broken"
+    time.sleep(0.2)
+    assert b"token_endpoint" in transport.get(op.url("discovery")).body
 
 
 @pytest.mark.parametrize(
