@@ -5,10 +5,9 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain
 from typing import Any, TypeVar
 
 from django.utils import timezone
@@ -191,7 +190,7 @@ class RelyingParty:
         )
         return _with_keys(
             self._key_sets(expected.algorithms),
-            lambda keys: validate_id_token(id_token, expected, keys, self._clock()),
+            lambda keys: validate_id_token(id_token, expected, keys(), self._clock()),
         )
 
     def _userinfo(self, access_token: AccessToken, id_token: IdTokenClaims) -> Mapping[str, Any]:
@@ -207,15 +206,14 @@ class RelyingParty:
             provider.userinfo_signed_response_alg, metadata.userinfo_signing_alg_values_supported
         )
         return _with_keys(
-            # Most answers are not signed: the first try is without any key.
-            chain([jose.KeySet(())], self._key_sets(algorithms)),
+            self._key_sets(algorithms),
             lambda keys: read_userinfo_response(
                 answer.body,
                 answer.content_type,
                 sub=id_token.sub,
                 iss=id_token.iss,
                 client_id=provider.client_id,
-                keys=lambda: keys,
+                keys=keys,
                 algorithms=algorithms,
                 must_be_signed=provider.userinfo_signed_response_alg is not None,
             ),
@@ -252,17 +250,20 @@ class RelyingParty:
             return self._keys
 
 
-def _with_keys(key_sets: Iterable[jose.KeySet], read: Callable[[jose.KeySet], T]) -> T:
-    """What `read` returns with the first keys of which one fits."""
+def _with_keys(
+    key_sets: Iterator[jose.KeySet], read: Callable[[Callable[[], jose.KeySet]], T]
+) -> T:
+    """What `read` returns with the first keys of which one fits; it asks when it needs any."""
     refused = InvalidResponse("jwks.none", "no keys")
-    for keys in key_sets:
+    while True:
         try:
-            return read(keys)
+            return read(lambda: next(key_sets))
+        except StopIteration:
+            raise refused from None
         except InvalidResponse as error:
             if error.code.partition(".")[2] not in ("kid", "signature"):
                 raise
             refused = error
-    raise refused
 
 
 def _document(answer: Answer, code: str) -> dict[str, Any]:
