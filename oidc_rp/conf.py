@@ -26,6 +26,7 @@ from django.utils.module_loading import import_string
 from .errors import ConfigurationError, InvalidJOSE, InvalidResponse
 from .protocol import jose
 from .protocol.authentication import PROTECTED_PARAMETERS
+from .protocol.bearer import origin_of
 from .protocol.metadata import TENANT, read_provider_metadata, url_is_allowed
 from .protocol.token_endpoint import AUTH_METHODS
 from .protocol.tokens import ClientSecret, PrivateKey
@@ -108,6 +109,15 @@ def _text_mapping(value: Any) -> dict[str, str]:
     if not all(isinstance(item, str) for item in _mapping(value).values()):
         raise ValueError("a dict of texts")
     return dict(value)
+
+
+def _api_origins(value: Any) -> dict[str, tuple[str, ...]]:
+    """{resource: origins}; a list is of the API that needs no naming."""
+    by_resource = {"": value} if isinstance(value, list | tuple) else _mapping(value)
+    origins = {resource: _names(items) for resource, items in by_resource.items()}
+    if any(origin_of(item) != item for items in origins.values() for item in items):
+        raise ValueError('a list of origins such as "https://api.example", or {resource: list}')
+    return origins
 
 
 def _seconds(low: int, high: int) -> Callable[[Any], float]:
@@ -239,8 +249,34 @@ class Provider:
     tenants: frozenset[str] = _option(
         _set, "With {tenantid} in ISSUER: the tenants whose people may sign in.", frozenset()
     )
-    api_origins: tuple[str, ...] = _option(
-        _names, "The origins that access tokens may be sent to.", ()
+    api_origins: dict[str, tuple[str, ...]] = _option(
+        _api_origins,
+        "The origins that access tokens may be sent to: a list, or {resource: list} where each "
+        'API has tokens of its own, "" being the API that needs no naming.',
+        {},
+    )
+    resource_parameter: str = _option(
+        _one_of("resource", "audience", "scope"),
+        "What tells the OP which API a token is for: `resource` (RFC 8707), `audience`, or "
+        "nothing but `scope`.",
+        "resource",
+    )
+    revoke_superseded: bool | None = _option(
+        _flag,
+        "Revoke the old refresh token when a new login brings another. If not set, wherever "
+        "that does not end the new one as well.",
+        None,
+    )
+    in_doubt: str = _option(
+        _one_of("repeat", "reauth"),
+        "What to do when nobody knows whether a refresh token was spent: send it once more, or "
+        "ask the person to sign in.",
+        "repeat",
+    )
+    refresh_idle_lifetime: float = _option(
+        _seconds(60, 3650 * 86400),
+        "Seconds after which the OP forgets a refresh token that nobody used.",
+        14 * 86400.0,
     )
     userinfo: bool = _option(_flag, "Ask the UserInfo endpoint for claims at each sign-in.", True)
     timeout: float = _option(_seconds(1, 60), "Seconds for one call to the OP, in all.", 10.0)
@@ -280,6 +316,22 @@ class Provider:
         return " ".join(self.scopes)
 
     @property
+    def offline(self) -> bool:
+        """Whether a refresh token of this provider outlives the browser session (Core §11)."""
+        by_google = self.authorization_params.get("access_type") == "offline"
+        return by_google or "offline_access" in self.scopes
+
+    def origins_for(self, resource: str) -> tuple[str, ...]:
+        """Where a token for this resource may go ("" is the API that needs no naming; M54).
+
+        A resource that API_ORIGINS does not name is its own origin, if that is listed.
+        """
+        if resource in self.api_origins:
+            return self.api_origins[resource]
+        own = origin_of(resource)
+        return (own,) if own is not None and own in self.api_origins.get("", ()) else ()
+
+    @property
     def login_leeway(self) -> timedelta:
         return timedelta(seconds=self.leeway)
 
@@ -301,7 +353,9 @@ OWN_OPTIONS = frozenset(
 )
 """What each provider says for itself; any other option may stand at the top, for all of them."""
 
-TOP_OPTIONS = frozenset({"PROVIDERS", "TOKEN_KEYS", "KEEP_ANONYMOUS_SESSION"})
+TOP_OPTIONS = frozenset(
+    "PROVIDERS TOKEN_KEYS KEEP_ANONYMOUS_SESSION REFRESH_WAIT WORKER_TIMEOUT OWN_CONNECTION".split()
+)
 """What is said once for the whole site."""
 
 
@@ -364,6 +418,10 @@ def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
         if not url_is_allowed(uri, loopback_http=True):
             hint = "An absolute https URL, as registered at the OP."
             yield Mistake("E004", f"{where}['REDIRECT_URIS'] has {uri!r}.", hint)
+    for origin in {origin for origins in provider.api_origins.values() for origin in origins}:
+        if not url_is_allowed(origin, loopback_http=provider.allow_loopback_http):
+            hint = "Access tokens travel over https only."
+            yield Mistake("E004", f"{where}['API_ORIGINS'] has {origin!r}.", hint)
     grants = provider.groups or provider.staff_groups or provider.superuser_groups
     if grants and not provider.groups_claim:
         hint = "GROUPS, STAFF_GROUPS and SUPERUSER_GROUPS speak of the values of that claim."
@@ -512,3 +570,29 @@ def providers() -> dict[str, Provider]:
 def keep_anonymous_session() -> bool:
     """Whether what an anonymous visitor left in the session stays there at sign-in (M39)."""
     return given().get("KEEP_ANONYMOUS_SESSION") is True
+
+
+def token_keys() -> tuple[str, ...]:
+    """TOKEN_KEYS, newest first; sealing.py reads them."""
+    keys = given().get("TOKEN_KEYS") or ()
+    return tuple(keys) if isinstance(keys, list | tuple) else ()
+
+
+def _top_seconds(name: str, default: float) -> float:
+    value: Any = given().get(name)
+    return float(value) if type(value) in (int, float) and value > 0 else default
+
+
+def refresh_wait() -> float:
+    """Seconds that a caller waits for another's refresh at most."""
+    return _top_seconds("REFRESH_WAIT", 12.0)
+
+
+def worker_timeout() -> float:
+    """Seconds after which the web server kills a worker that does not answer."""
+    return _top_seconds("WORKER_TIMEOUT", 30.0)
+
+
+def own_connection() -> bool:
+    """Whether refreshes may open a database connection of their own."""
+    return given().get("OWN_CONNECTION") is not False

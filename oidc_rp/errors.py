@@ -7,7 +7,12 @@
     ├── InvalidResponse       the OP's message, or the browser's, breaks the specification
     │   ├── InvalidJOSE         a JWS that cannot be trusted, before we know what it is for
     │   └── InvalidIdToken      an ID Token that fails a check of Core §3.1.3.7; .claim names it
-    └── LoginRefused          all is well formed, our policy says no
+    ├── LoginRefused          all is well formed, our policy says no
+    ├── LoginRequired         no token can be had until the person signs in again; .login_url
+    ├── TemporarilyUnavailable  nothing is lost, only later: after .retry_after seconds
+    ├── OriginNotAllowed      a token would go where no token of this provider may go: the developer
+    ├── InsufficientScope     an API asks for more than was granted; .scopes, .login_url
+    └── SealError             what is stored does not open: the operator of this site
 
 Codes are stable: tests, logs and the reference in the README name them. Messages may change.
 No code, message, `expected` or `received` ever holds a token, authorization code, secret or state.
@@ -32,7 +37,27 @@ class ConfigurationError(OIDCError):
 
 
 class TransportError(OIDCError):
-    """The OP cannot be reached, is too slow, answers too much, or not in its own language."""
+    """The OP cannot be reached, is too slow, answers too much, or not in its own language.
+
+    sent: False when certainly no octet of the request has left: to repeat it spends nothing twice.
+    status, retry_after (seconds): of an answer that is not the OP's own, such as a proxy's page.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str = "",
+        *,
+        expected: object = None,
+        received: object = None,
+        sent: bool = True,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.sent = sent
+        self.status = status
+        self.retry_after = retry_after
+        super().__init__(code, message, expected=expected, received=received)
 
 
 class OPError(OIDCError):
@@ -40,7 +65,11 @@ class OPError(OIDCError):
 
     error: the OP's `error`, e.g. "access_denied"; at most 64 characters of the spec's alphabet.
     error_description: the OP's own words, cut short; whoever shows them escapes them.
+    status, retry_after (seconds): how it came, where it came from the OP directly.
     """
+
+    status: int | None = None
+    retry_after: float | None = None
 
     def __init__(self, where: str, error: str, error_description: str = "") -> None:
         self.error = error
@@ -71,7 +100,50 @@ class LoginRefused(OIDCError):
     """The OP vouches for this person, and our policy still says no."""
 
 
-# RFC 6749 §4.1.2.1 and §5.2, Core §3.1.2.6, RFC 9126 §2.3, RFC 6750 §3.1, RFC 8707 §2, RFC 9470 §3
+class LoginRequired(OIDCError):
+    """No token can be had for this person until a new login; nothing was sent.
+
+    login_url: where that login starts, on this site; "" where no page can start one.
+    """
+
+    def __init__(self, code: str, message: str = "", *, login_url: str = "") -> None:
+        self.login_url = login_url
+        super().__init__(code, message)
+
+
+class TemporarilyUnavailable(OIDCError):
+    """No token can be had at the moment, and nothing is lost; nothing was sent.
+
+    retry_after: seconds after which it is worth another try.
+    """
+
+    def __init__(self, code: str, message: str = "", *, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(code, message)
+
+
+class OriginNotAllowed(OIDCError):
+    """A token for one API was about to go to the origin of another; nothing was sent (M54)."""
+
+
+class InsufficientScope(OIDCError):
+    """An API wants scopes that were not granted (RFC 6750 §3.1).
+
+    scopes: those that are missing. login_url: the login of this site that asks for them.
+    """
+
+    def __init__(self, scopes: tuple[str, ...], *, login_url: str = "") -> None:
+        self.scopes = scopes
+        self.login_url = login_url
+        super().__init__("api.insufficient_scope", "more scopes are needed", expected=scopes)
+
+
+class SealError(OIDCError):
+    """A stored token that is not what was sealed, or whose key is not in TOKEN_KEYS (M51)."""
+
+
+# RFC 6749 §4.1.2.1 and §5.2, Core §3.1.2.6, RFC 9126 §2.3, RFC 6750 §3.1, RFC 8707 §2, RFC 9470 §3,
+# RFC 7009 §2.2.1, RFC 9449 §8
 KNOWN_OP_ERRORS = frozenset(
     """
     access_denied account_selection_required consent_required insufficient_scope
@@ -80,5 +152,6 @@ KNOWN_OP_ERRORS = frozenset(
     invalid_token login_required registration_not_supported request_not_supported
     request_uri_not_supported server_error temporarily_unavailable unauthorized_client
     unmet_authentication_requirements unsupported_grant_type unsupported_response_type
+    unsupported_token_type use_dpop_nonce
     """.split()
 )

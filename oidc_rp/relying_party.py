@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from django.utils import timezone
 
 from . import conf
 from .discovery import Published, published_keys, published_metadata
-from .errors import ConfigurationError, InvalidResponse, TransportError
+from .errors import ConfigurationError, InvalidResponse, OIDCError, OPError, TransportError
 from .protocol import jose
 from .protocol.authentication import (
     PROTECTED_PARAMETERS,
@@ -25,18 +26,30 @@ from .protocol.authentication import (
     read_pushed_response,
     request_parameters,
 )
-from .protocol.id_token import ExpectedIdToken, IdTokenClaims, check_at_hash, validate_id_token
+from .protocol.id_token import (
+    ExpectedIdToken,
+    IdTokenClaims,
+    check_at_hash,
+    check_aud,
+    check_refreshed_id_token,
+    validate_id_token,
+)
 from .protocol.metadata import ProviderMetadata
 from .protocol.strict_json import json_object
 from .protocol.token_endpoint import (
     ClientAuthentication,
+    RefreshResponse,
     TokenResponse,
     authenticate_client,
     choose_auth_method,
     code_request,
+    read_refresh_response,
+    read_revocation_response,
     read_token_response,
+    refresh_request,
+    revocation_request,
 )
-from .protocol.tokens import AccessToken, AuthorizationCode, IdToken
+from .protocol.tokens import AccessToken, AuthorizationCode, IdToken, RefreshToken
 from .protocol.userinfo import read_userinfo_response
 from .transport import Answer, Transport
 
@@ -73,11 +86,12 @@ class RelyingParty:
     # The login
 
     def begin_login(
-        self, redirect_uri: str, additional: Mapping[str, Any]
+        self, redirect_uri: str, additional: Mapping[str, Any], more_scopes: Sequence[str] = ()
     ) -> tuple[str, AuthenticationRequest]:
         """Return where to send the browser, and the request to keep until it comes back.
 
         additional: further parameters, e.g. prompt, login_hint, ui_locales, claims (a dict).
+        more_scopes: what this login asks for besides the provider's SCOPES.
         """
         provider, metadata = self.provider, self.metadata()
         request = authentication_request(
@@ -85,7 +99,7 @@ class RelyingParty:
             issuer=provider.issuer,
             client_id=provider.client_id,
             redirect_uri=redirect_uri,
-            scope=provider.scope,
+            scope=" ".join(dict.fromkeys((*provider.scopes, *more_scopes))),
             response_mode=provider.response_mode,
             max_age=provider.default_max_age,
             acr_values=provider.default_acr_values,
@@ -116,14 +130,93 @@ class RelyingParty:
         tokens = self._spend(code, request)
         if tokens.id_token is None:
             raise InvalidResponse("token.id_token", "missing")
-        id_token = self._validated(tokens.id_token, request)
+        id_token = self._validated(
+            tokens.id_token,
+            issuer=request.issuer,
+            client_id=request.client_id,
+            nonce=request.nonce,
+            max_age=request.max_age,
+            acr_values=request.acr_values,
+        )
         check_at_hash(id_token, tokens.access_token)
         if parameters.get("iss", [id_token.iss])[0] != id_token.iss:  # one tenant for another
             raise InvalidResponse("response.iss", expected=id_token.iss)
         userinfo = self._userinfo(tokens.access_token, id_token)
         return Login(self.provider, id_token, userinfo, tokens)
 
-    # Its steps
+    # What follows it
+
+    def refresh(
+        self,
+        refresh_token: RefreshToken,
+        *,
+        scope: str = "",
+        resource: str = "",
+        requested_scope: str,
+    ) -> RefreshResponse:
+        """Spend `refresh_token`, by one request, and return what came of it.
+
+        scope, resource: what the access token is for; "" for all that was granted, and for the
+        OP's default. requested_scope: what an answer without `scope` grants.
+        Raises TransportError, with .sent False when the token cannot have been spent; OPError,
+        with .status and .retry_after; InvalidResponse "token.<member>" for a 200 without any token.
+        The ID Token is not looked at: keep the tokens, then ask validated_refreshed.
+        """
+        parameters = refresh_request(
+            refresh_token,
+            scope=scope,
+            resource=resource,
+            resource_parameter=self.provider.resource_parameter,
+        )
+        with _nothing_sent():
+            endpoint = self.metadata().token_endpoint
+            form, headers = self._authenticated(parameters)
+        sent_at = self._clock()
+        answer = self._transport.post(endpoint, form, headers)
+        with _told_by(answer):
+            return read_refresh_response(
+                answer.status,
+                _document(answer, "token.json"),
+                requested_scope=requested_scope,
+                sent_at=sent_at,
+            )
+
+    def validated_refreshed(
+        self, id_token: IdToken, *, iss: str, sub: str, previous: Mapping[str, Any]
+    ) -> IdTokenClaims:
+        """Return the claims of an ID Token from a refresh, about the same sign-in (Core §12.2).
+
+        previous: what was kept of the claims of the ID Token of that sign-in (`aud`, `azp`,
+        `auth_time`, `nonce`); what was not kept is not compared.
+        Raises InvalidIdToken; .claim "iss", "tid" or "sub" is somebody else, vouched for by the OP.
+        """
+        provider = self.provider
+        refreshed = self._validated(
+            id_token, issuer=provider.issuer, client_id=provider.client_id, nonce=None
+        )
+        known = {**refreshed.claims, **previous}
+        aud = check_aud(known, provider.client_id, provider.trusted_audiences)
+        original = refreshed._replace(iss=iss, sub=sub, aud=aud, claims=known)
+        check_refreshed_id_token(refreshed, original)
+        return refreshed
+
+    def revoke(self, token: RefreshToken | AccessToken, token_type_hint: str = "") -> bool:
+        """Tell the OP that a token is of no use any more (RFC 7009).
+
+        True: it is good for nothing now. False: this OP revokes no tokens.
+        Raises TransportError; OPError, with .status and .retry_after.
+        """
+        with _nothing_sent():
+            endpoint = self.metadata().revocation_endpoint
+            if endpoint is None:
+                return False
+            form, headers = self._authenticated(revocation_request(token, token_type_hint))
+        answer = self._transport.post(endpoint, form, headers)
+        with _told_by(answer):
+            read_revocation_response(answer.status, _document_or_none(answer))
+        return True
+
+    # The steps
 
     def _push(self, parameters: Mapping[str, str], metadata: ProviderMetadata) -> dict[str, str]:
         """Push the request; only its reference goes through the browser (RFC 9126 §4).
@@ -153,6 +246,12 @@ class RelyingParty:
         return tokens
 
     def _post(self, endpoint: str, parameters: Mapping[str, str]) -> Answer:
+        form, headers = self._authenticated(parameters)
+        return self._transport.post(endpoint, form, headers)
+
+    def _authenticated(
+        self, parameters: Mapping[str, str]
+    ) -> tuple[dict[str, str], dict[str, str]]:
         provider = self.provider
         supported = self.metadata().token_endpoint_auth_methods_supported
         client = ClientAuthentication(
@@ -163,29 +262,37 @@ class RelyingParty:
             private_key=provider.private_jwk,
             signing_alg=provider.token_endpoint_auth_signing_alg,
         )
-        form, headers = authenticate_client(
+        return authenticate_client(
             parameters,
             client,
             issuer=provider.issuer,
             now=self._clock(),
             random=secrets.token_urlsafe,
         )
-        return self._transport.post(endpoint, form, headers)
 
-    def _validated(self, id_token: IdToken, request: AuthenticationRequest) -> IdTokenClaims:
+    def _validated(
+        self,
+        id_token: IdToken,
+        *,
+        issuer: str,
+        client_id: str,
+        nonce: str | None,
+        max_age: int | None = None,
+        acr_values: tuple[str, ...] = (),
+    ) -> IdTokenClaims:
         provider = self.provider
         expected = ExpectedIdToken(
-            issuer=request.issuer,
-            client_id=request.client_id,
+            issuer=issuer,
+            client_id=client_id,
             algorithms=self._algorithms(
                 provider.id_token_signed_response_alg,
                 self.metadata().id_token_signing_alg_values_supported,
             ),
-            nonce=request.nonce,
+            nonce=nonce,
             leeway=provider.login_leeway,
             trusted_audiences=provider.trusted_audiences,
-            max_age=request.max_age,
-            acr_values=request.acr_values,
+            max_age=max_age,
+            acr_values=acr_values,
             tenants=provider.tenants,
         )
         return _with_keys(
@@ -272,7 +379,46 @@ def _document(answer: Answer, code: str) -> dict[str, Any]:
         return json_object(answer.body, code)
     except InvalidResponse:
         if answer.status != 200:
-            raise TransportError("transport.status", received=answer.status) from None
+            raise TransportError(
+                "transport.status",
+                received=answer.status,
+                status=answer.status,
+                retry_after=answer.retry_after,
+            ) from None
+        raise
+
+
+def _document_or_none(answer: Answer) -> dict[str, Any] | None:
+    try:
+        return json_object(answer.body, "json")
+    except InvalidResponse:
+        return None
+
+
+@contextmanager
+def _nothing_sent() -> Iterator[None]:
+    """What fails before a token is sent is a TransportError that says so."""
+    try:
+        yield
+    except OIDCError as error:
+        raise TransportError(
+            error.code,
+            error.message,
+            expected=error.expected,
+            received=error.received,
+            sent=False,
+            status=getattr(error, "status", None),
+            retry_after=getattr(error, "retry_after", None),
+        ) from error
+
+
+@contextmanager
+def _told_by(answer: Answer) -> Iterator[None]:
+    """The OP's error knows how it came: whoever may ask again has to know when."""
+    try:
+        yield
+    except OPError as error:
+        error.status, error.retry_after = answer.status, answer.retry_after
         raise
 
 

@@ -5,12 +5,15 @@ No redirects, a total deadline, a cap on the decoded body, nothing believed from
 """
 
 import io
+import re
 import socket
 import ssl
 import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timezone
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
@@ -19,11 +22,15 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.util.ssl_ import create_urllib3_context
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from .errors import TransportError
 
 MAX_BODY = 1024 * 1024
 """Octets of the largest decoded answer that is read; metadata and key sets have some 10 kB."""
+
+MAX_RETRY_AFTER = 24 * 60 * 60.0
+"""Seconds; an OP that asks for a longer pause is asked again after a day."""
 
 CONNECT_TIMEOUT = 3.0
 """Seconds for one address to accept a connection, TLS handshake included."""
@@ -31,11 +38,15 @@ CONNECT_TIMEOUT = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the OP answered, whole and within bounds."""
+    """What the OP answered, whole and within bounds.
+
+    retry_after: the seconds of pause that it asks for, if any (RFC 9110 §10.2.3).
+    """
 
     status: int
     content_type: str
     body: bytes
+    retry_after: float | None = None
 
     def __repr__(self) -> str:
         return f"<Answer {self.status} {self.content_type}: {len(self.body)} octets>"
@@ -76,7 +87,8 @@ class Transport:
             ) as response:
                 return _read(response)
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-            raise _translated(error, request.url) from error
+            sent = not isinstance(error, requests.exceptions.InvalidURL)
+            raise _translated(error, request.url, sent=sent) from error
 
 
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "oidc_rp"}
@@ -87,7 +99,10 @@ def _read(response: requests.Response) -> Answer:
         raise TransportError("transport.broken", "an interim answer")
     if 300 <= response.status_code < 400:
         raise TransportError(
-            "transport.redirect", "redirects are not followed", received=response.status_code
+            "transport.redirect",
+            "redirects are not followed",
+            received=response.status_code,
+            status=response.status_code,
         )
     body = response.raw.read(MAX_BODY + 1, decode_content=False)
     body = _decoded(body, response.headers.get("Content-Encoding", "identity").strip().lower())
@@ -95,7 +110,32 @@ def _read(response: requests.Response) -> Answer:
         raise TransportError("transport.too_large", expected=f"<= {MAX_BODY} octets")
     if response.raw.length_remaining:
         raise TransportError("transport.broken", "the answer ends before its announced length")
-    return Answer(response.status_code, response.headers.get("Content-Type", ""), body)
+    content_type = response.headers.get("Content-Type", "")
+    return Answer(response.status_code, content_type, body, read_retry_after(response.headers))
+
+
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of Retry-After (RFC 9110 §10.2.3), from 0 to a day; None for none.
+
+    A moment is one of the answer's own clock where it tells that (Date), else of ours.
+    """
+    value = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"-?[0-9]+", value):
+        seconds = float(value)
+    else:
+        until, now = _moment(value), _moment(headers.get("Date", ""))
+        if until is None:
+            return None
+        seconds = until - (time.time() if now is None else now)
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+
+
+def _moment(http_date: str) -> float | None:
+    """Seconds since the epoch of an HTTP-date (RFC 9110 §5.6.7), which is always of GMT."""
+    try:
+        return parsedate_to_datetime(http_date).replace(tzinfo=timezone.utc).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def _decoded(body: bytes, encoding: str) -> bytes:
@@ -110,17 +150,22 @@ def _decoded(body: bytes, encoding: str) -> bytes:
         raise TransportError("transport.encoding", "broken compression") from error
 
 
-def _translated(error: Exception, url: str) -> TransportError:
+def _translated(error: Exception, url: str, *, sent: bool) -> TransportError:
     """One of our codes for what requests, urllib3 and the socket raise; of their text only the
     kind is kept, and of the URL no query."""
     reason = getattr(error.args[0], "reason", None) if error.args else None
-    kind, url = type(reason or error).__name__, url.partition("?")[0]
-    if isinstance(error, requests.exceptions.SSLError):
-        return TransportError("transport.tls", f"TLS or certificate refused ({kind})", expected=url)
-    timed_out = isinstance(error, requests.Timeout | TimeoutError) or "timed out" in str(error)
-    if timed_out:
-        return TransportError("transport.timeout", f"no answer in time ({kind})", expected=url)
-    return TransportError("transport.broken", f"no whole answer ({kind})", expected=url)
+    kind, at = type(reason or error).__name__, url.partition("?")[0]
+    if isinstance(error, requests.exceptions.SSLError | ssl.SSLError | CertificateError):
+        problem = f"TLS or certificate refused ({kind})"
+        return TransportError("transport.tls", problem, expected=at, sent=sent)
+    if isinstance(error, requests.Timeout | TimeoutError) or "timed out" in str(error):
+        problem = f"no answer in time ({kind})"
+        return TransportError("transport.timeout", problem, expected=at, sent=sent)
+    if isinstance(error, socket.gaierror | UnicodeError):
+        problem = f"no address for this name ({kind})"
+        return TransportError("transport.name", problem, expected=at, sent=sent)
+    problem = f"no whole answer ({kind})"
+    return TransportError("transport.broken", problem, expected=at, sent=sent)
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -194,7 +239,11 @@ class _Deadline:
         raise problem
 
     def connect(self) -> None:
-        super().connect()  # type: ignore[misc]
+        """Connect, TLS handshake included. Nothing of a request has been sent when this fails."""
+        try:
+            super().connect()  # type: ignore[misc]
+        except (HTTPError, OSError, ValueError) as error:
+            raise _translated(error, f"{self.host}:{self.port}", sent=False) from error
         self.sock = _DeadlineSocket(self.sock)
 
 

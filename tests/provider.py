@@ -1,4 +1,4 @@
-"""A tiny OpenID Provider over real HTTP that signs for real and misbehaves on demand.
+"""A tiny OpenID Provider, and an API, over real HTTP; it signs for real and misbehaves on demand.
 
 It knows neither oidc_rp nor josepy: the standard library and `cryptography` alone, so that a
 mistake shared by both sides cannot hide. Everything a test may change is an attribute of
@@ -10,10 +10,15 @@ OpenIDProvider; what a test may ask is `requests` and `calls()`.
         op.make_id_token = lambda claims, header: op.sign(claims, alg="none")
         op.answer["token"] = redirect_to("https://attacker.example/")
         op.answer["jwks"] = first(1, drip())                # once; honest afterwards
+        op.refresh_fault = "reset_after_rotation"           # see REFRESH_FAULTS
+
+Tests of several processes run it as one of its own: `python -m tests.provider --port 9000`. It
+prints a line of JSON (issuer, client_id, client_secret) and listens to POST and GET /control.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import copy
@@ -22,11 +27,13 @@ import hmac
 import html
 import itertools
 import json
+import os
 import re
 import secrets
 import socket
 import socketserver
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -307,15 +314,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.request_read = request = self._read()
+        if request.path.startswith("/control"):
+            self.send(self.provider.control(request))
+            return
         self.provider.record(request)
-        answer = self.provider.answer
-        misbehave = answer.get(request.endpoint or request.path) or answer.get(request.path)
-        if misbehave:
+        if misbehave := self.provider.misbehaviour(request):
             misbehave(self)
         else:
             self.send(self.genuine())
 
-    do_POST = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_GET
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = do_GET
 
     def _read(self) -> RecordedRequest:
         url = urlsplit(self.path)
@@ -351,6 +359,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def write(self, data: bytes) -> None:
         self.wfile.write(data)
+
+    def reset(self) -> None:
+        """End the connection so that the client meets ECONNRESET, not an orderly end."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(self.connection.detach())
 
     def write_slowly(self, data: bytes, interval: float) -> None:
         """Write a byte, wait `interval` seconds, write the next; ends when the server stops."""
@@ -418,6 +432,95 @@ def held(until: threading.Event) -> Misbehaviour:
         handler.send(handler.genuine())
 
     return answer
+
+
+def late(seconds: float) -> Misbehaviour:
+    """Do at once what was asked, and tell it after a while."""
+
+    def answer(handler: Handler) -> None:
+        genuine = handler.genuine()
+        handler.provider.stopped.wait(seconds)
+        handler.send(genuine)
+
+    return answer
+
+
+def held_back(until: threading.Event) -> Misbehaviour:
+    """Do at once what was asked, and tell it once the test sets `until` (at most 10 s later)."""
+
+    def answer(handler: Handler) -> None:
+        genuine = handler.genuine()
+        until.wait(10)
+        handler.send(genuine)
+
+    return answer
+
+
+def reset(*, after: bool) -> Misbehaviour:
+    """Reset the connection, before or after having done what was asked."""
+
+    def answer(handler: Handler) -> None:
+        if after:
+            handler.genuine()
+        handler.reset()
+
+    return answer
+
+
+def after_doing(misbehaviour: Misbehaviour) -> Misbehaviour:
+    """Do what was asked, and then answer as `misbehaviour` does."""
+
+    def answer(handler: Handler) -> None:
+        handler.genuine()
+        misbehaviour(handler)
+
+    return answer
+
+
+def truncated() -> Misbehaviour:
+    """Do what was asked, announce the whole answer, send the first half and hang up."""
+
+    def answer(handler: Handler) -> None:
+        genuine = handler.genuine()
+        handler.close_connection = True
+        handler.write(handler.head(genuine) + genuine.body[: len(genuine.body) // 2])
+
+    return answer
+
+
+def asking_for_patience(status: int, body: bytes = b"") -> Misbehaviour:
+    """Answer with a status and op.retry_after."""
+
+    def answer(handler: Handler) -> None:
+        raw(status, {"Retry-After": handler.provider.retry_after}, body)(handler)
+
+    return answer
+
+
+OAUTH_ERRORS = {
+    error: sending({"error": error, "error_description": "on demand"}, status)
+    for status, errors in (
+        (400, "invalid_grant invalid_request invalid_scope invalid_target unauthorized_client"),
+        (400, "unsupported_grant_type use_dpop_nonce"),
+        (401, "invalid_client"),
+        (500, "server_error"),
+    )
+    for error in errors.split()
+}
+
+REFRESH_FAULTS: dict[str, Misbehaviour] = OAUTH_ERRORS | {
+    "reset_before_rotation": reset(after=False),
+    "reset_after_rotation": reset(after=True),
+    "closed_before_rotation": close_connection(),
+    "closed_after_rotation": after_doing(close_connection()),
+    "truncated_after_rotation": truncated(),
+    "page_after_rotation": after_doing(not_json()),
+    "500": raw(500, {"Content-Type": "text/html"}, b"<h1>Internal Server Error</h1>"),
+    "503": asking_for_patience(503, b"<h1>Service Unavailable</h1>"),
+    "503_json": asking_for_patience(503, b'{"error": "temporarily_unavailable"}'),
+    "429": asking_for_patience(429, b'{"error": "slow_down"}'),
+}
+"""What op.refresh_fault may say; it hits the refreshes alone, never the logins."""
 
 
 def first(count: int, misbehaviour: Misbehaviour) -> Misbehaviour:
@@ -540,8 +643,8 @@ class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, provider: OpenIDProvider, tls: ssl.SSLContext | None) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, provider: OpenIDProvider, tls: ssl.SSLContext | None, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.provider = provider
         self.tls = tls
         self.failures: list[BaseException] = []
@@ -620,16 +723,30 @@ class Grant:
     code_expires_at: float
     code_used: bool = False
     revoked: bool = False
+    previous_refresh_token: str = ""
+    rotated_at: float = 0.0
 
     @property
     def scopes(self) -> list[str]:
         return self.request["scope"].split()
 
 
+@dataclass
+class IssuedAccessToken:
+    """An access token, and the one API that takes it; audience "" is the default one."""
+
+    grant: Grant
+    scopes: list[str]
+    audience: str
+    expires_at: float
+
+
 class OpenIDProvider:
     """An OpenID Provider with one client and one person, who is signed in without a page.
 
-    host: the name in `issuer`; the server itself listens on 127.0.0.1 only.
+    The same server has an API at /api/<anything>, which takes the access tokens.
+
+    host: the name in `issuer`; the server itself listens on 127.0.0.1 only. port: 0 for any.
     tls: a server context makes it https.
     """
 
@@ -642,9 +759,10 @@ class OpenIDProvider:
         signing_alg: str = "RS256",
         keys: Sequence[SigningKey] = (),
         tls: ssl.SSLContext | None = None,
+        port: int = 0,
     ) -> None:
         self.stopped = threading.Event()
-        self._server = Server(self, tls)
+        self._server = Server(self, tls, port)
         port = self._server.server_address[1]
         self.origin = f"{'https' if tls else 'http'}://{host}:{port}"
         self.issuer = self.origin + issuer_path + ("/" if trailing_slash else "")
@@ -665,7 +783,7 @@ class OpenIDProvider:
         """When the person signed in; None: at the moment of the authorization request."""
 
         self.now: Callable[[], float] = time.time
-        self.expires_in = 60
+        self.access_token_lifetime = 60.0
         self.id_token_lifetime = 300
         self.id_token_carries_claims = False
         self.id_token_on_refresh = True
@@ -681,11 +799,44 @@ class OpenIDProvider:
         self.authorization_params: dict[str, Any] = {}
         self.answer: dict[str, Misbehaviour] = {}
 
+        self.rotation = True
+        """False: a refresh answers with the refresh token that it was sent."""
+        self.overlap = 0.0
+        """Seconds in which the refresh token before the last one still works, and yields one."""
+        self.refresh_delay = 0.0
+        """Seconds between the rotation and the answer that tells of it."""
+        self.refresh_fault = ""
+        """One of REFRESH_FAULTS."""
+        self.refresh_fault_times: int | None = None
+        """How often it happens; None: always."""
+        self.retry_after = "2"
+        self.refresh_response: dict[str, Any] = {}
+        """As token_response, in answers to refreshes alone."""
+        self.refreshed_id_token_claims: dict[str, Any] = {}
+        """As id_token_claims, in refreshed ID Tokens alone."""
+        self.scope_audiences: dict[str, str] = {}
+        """Scopes that name an API: an access token that has one is for that audience."""
+        self.revocation_ends_consent = False
+        """Google's habit: to revoke any token of a person ends all that the person granted."""
+        self.api_audiences: dict[str, str] = {}
+        """What /api/<name> takes, besides the default audience: {"graph": "https://graph.example"}."""
+        self.api_scopes: dict[str, str] = {"calendar": "calendar"}
+        """The scope that /api/<name> asks for."""
+
+        self.refreshes = 0
+        """Refresh requests that arrived, whatever became of them."""
+        self.rotations = 0
+        """Refresh tokens that were issued for another one."""
+        self.families_lost = 0
+        """Grants that ended because a spent refresh token came again."""
+        self.revocations: list[tuple[str, str]] = []
+        """What was revoked by the client: ("refresh_token" or "access_token", the token)."""
+
         self._lock = threading.RLock()
         self._requests: list[RecordedRequest] = []
         self._pushed: dict[str, dict[str, str]] = {}
         self._codes: dict[str, Grant] = {}
-        self._access_tokens: dict[str, tuple[Grant, float]] = {}
+        self._access_tokens: dict[str, IssuedAccessToken] = {}
         self._refresh_tokens: dict[str, Grant] = {}
         self._spent_refresh_tokens: dict[str, Grant] = {}
         self._assertions_seen: set[str] = set()
@@ -733,6 +884,70 @@ class OpenIDProvider:
     def record(self, request: RecordedRequest) -> None:
         with self._lock:
             self._requests.append(request)
+            self.refreshes += is_refresh(request)
+
+    def counters(self) -> dict[str, int]:
+        """Return what was counted so far."""
+        with self._lock:
+            return {
+                "requests": len(self._requests),
+                "refreshes": self.refreshes,
+                "rotations": self.rotations,
+                "families_lost": self.families_lost,
+                "revocations": len(self.revocations),
+                "api_calls": sum(request.path.startswith("/api/") for request in self._requests),
+            }
+
+    # What it is told to do
+
+    def misbehaviour(self, request: RecordedRequest) -> Misbehaviour | None:
+        """Return how to answer this request other than at once and honestly."""
+        chosen = self.answer.get(request.endpoint or request.path) or self.answer.get(request.path)
+        if chosen or not is_refresh(request):
+            return chosen
+        with self._lock:
+            if self.refresh_fault and self.refresh_fault_times != 0:
+                if self.refresh_fault_times is not None:
+                    self.refresh_fault_times -= 1
+                return REFRESH_FAULTS[self.refresh_fault]
+        return late(self.refresh_delay) if self.refresh_delay else None
+
+    def issue(self, scope: str = "openid offline_access calendar", sub: str = "") -> dict[str, Any]:
+        """Return a token response for a new grant, as if somebody had just signed in."""
+        with self._lock:
+            person = copy.deepcopy(self.person) | ({"sub": sub} if sub else {})
+            request = {"client_id": self.client_id, "scope": scope}
+            grant = Grant(person, request, int(self.now()), code_expires_at=0, code_used=True)
+            return merged(self._tokens(grant, grant.scopes), self.token_response)
+
+    def expire_access_tokens(self) -> None:
+        """Let no access token issued so far open the API any more, whatever was promised."""
+        with self._lock:
+            for issued in self._access_tokens.values():
+                issued.expires_at = 0
+
+    def end_grants(self) -> None:
+        """End every grant, as when people take back what they allowed: not the client's fault."""
+        with self._lock:
+            for grant in self._grants():
+                grant.revoked = True
+
+    def control(self, request: RecordedRequest) -> Answer:
+        """Take attributes by POST /control (null in a member of one means REMOVE), tell the
+        counters by GET; POST /control/issue answers issue(**JSON), POST /control/expire expires."""
+        sent = json.loads(request.body or b"{}")
+        if request.path == "/control/issue":
+            return json_answer(self.issue(**sent))
+        if request.path == "/control/expire":
+            self.expire_access_tokens()
+        for name, value in sent.items():
+            if name.startswith("_") or callable(getattr(self, name)):
+                raise AttributeError(name)
+            if isinstance(value, dict):
+                value = {k: REMOVE if v is None else v for k, v in value.items()}
+            with self._lock:
+                setattr(self, name, value)
+        return json_answer(self.counters())
 
     # What it says of itself
 
@@ -743,7 +958,7 @@ class OpenIDProvider:
 
     def _endpoint_paths(self) -> dict[str, str]:
         base = urlsplit(self.issuer.removesuffix("/")).path
-        names = ("authorization", "token", "userinfo", "jwks", "par")
+        names = ("authorization", "token", "userinfo", "jwks", "par", "revocation")
         return {f"{base}/{name}": name for name in names} | {
             f"{base}/.well-known/openid-configuration": "discovery"
         }
@@ -756,6 +971,7 @@ class OpenIDProvider:
             "userinfo_endpoint": self.url("userinfo"),
             "jwks_uri": self.url("jwks"),
             "pushed_authorization_request_endpoint": self.url("par"),
+            "revocation_endpoint": self.url("revocation"),
             "scopes_supported": ["openid", "profile", "email", "address", "offline_access"],
             "response_types_supported": ["code"],
             "response_modes_supported": ["query", "form_post"],
@@ -815,7 +1031,11 @@ class OpenIDProvider:
 
     def respond(self, request: RecordedRequest) -> Answer:
         """Return the honest answer to a request."""
-        methods = {"discovery": "GET", "jwks": "GET", "par": "POST", "token": "POST"}
+        methods = {"discovery": "GET", "jwks": "GET"} | dict.fromkeys(
+            ("par", "token", "revocation"), "POST"
+        )
+        if request.path.startswith("/api/"):
+            return self._api(request)
         if request.endpoint is None:
             return Answer(404)
         if request.method not in methods.get(request.endpoint, "GET POST").split():
@@ -936,43 +1156,88 @@ class OpenIDProvider:
         grant.code_used = True
         return self._tokens(grant, grant.scopes, nonce=grant.request.get("nonce"))
 
+    def _grants(self) -> Iterator[Grant]:
+        yield from self._refresh_tokens.values()
+        yield from self._spent_refresh_tokens.values()
+        yield from (issued.grant for issued in self._access_tokens.values())
+
     def _refresh(self, form: Mapping[str, str]) -> dict[str, Any]:
         """Rotate a refresh token; a spent one ends the whole grant (RFC 9700 §4.14.2)."""
         refresh_token = form.get("refresh_token", "")
-        if refresh_token in self._spent_refresh_tokens:
-            self._spent_refresh_tokens[refresh_token].revoked = True
-        grant = self._refresh_tokens.get(refresh_token)
-        if grant is None or grant.revoked:
-            raise Refused("invalid_grant", "unknown, spent or revoked refresh token")
+        grant = self._grant_of(refresh_token)
         scopes = form.get("scope", grant.request["scope"]).split()
         if not set(scopes) <= set(grant.scopes):
             raise Refused("invalid_scope", "more than was granted")
-        self._spent_refresh_tokens[refresh_token] = self._refresh_tokens.pop(refresh_token)
-        tokens = self._tokens(grant, scopes, nonce=None)
-        return tokens if self.id_token_on_refresh else merged(tokens, {"id_token": REMOVE})
+        audience = form.get("resource", form.get("audience", ""))
+        tokens = self._tokens(grant, scopes, audience, refreshed=refresh_token)
+        if not self.id_token_on_refresh:
+            tokens = merged(tokens, {"id_token": REMOVE})
+        return merged(tokens, self.refresh_response)
 
-    def _tokens(self, grant: Grant, scopes: list[str], nonce: str | None) -> dict[str, Any]:
-        access_token, refresh_token = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-        self._access_tokens[access_token] = grant, self.now() + self.expires_in
+    def _grant_of(self, refresh_token: str) -> Grant:
+        """Return the grant of a refresh token that may be spent now."""
+        grant = self._refresh_tokens.get(refresh_token)
+        spent = self._spent_refresh_tokens.get(refresh_token)
+        if spent and not self._in_overlap(refresh_token, spent):
+            self.families_lost += not spent.revoked
+            spent.revoked = True
+        grant = grant or spent
+        if grant is None or grant.revoked:
+            raise Refused("invalid_grant", "unknown, spent or revoked refresh token")
+        return grant
+
+    def _in_overlap(self, refresh_token: str, grant: Grant) -> bool:
+        """Whether this spent token is the one before the last, and was spent just now."""
+        immediately_previous = refresh_token == grant.previous_refresh_token
+        return immediately_previous and self.now() < grant.rotated_at + self.overlap
+
+    def _tokens(
+        self,
+        grant: Grant,
+        scopes: list[str],
+        audience: str = "",
+        *,
+        nonce: str | None = None,
+        refreshed: str | None = None,
+    ) -> dict[str, Any]:
+        """Issue tokens; `refreshed` is the refresh token that was sent, None at a login."""
+        access_token, lifetime = secrets.token_urlsafe(32), self.access_token_lifetime
+        for scope in scopes:
+            audience = self.scope_audiences.get(scope, audience)
+        issued = IssuedAccessToken(grant, scopes, audience, self.now() + lifetime)
+        self._access_tokens[access_token] = issued
         tokens = {
             "access_token": access_token,
             "token_type": "Bearer",
-            "expires_in": self.expires_in,
+            "expires_in": int(lifetime) if lifetime == int(lifetime) else lifetime,
             "scope": " ".join(scopes),
-            "id_token": self._id_token(grant, access_token, nonce),
+            "id_token": self._id_token(grant, access_token, nonce, refreshed is not None),
         }
         if "offline_access" in grant.scopes:
-            self._refresh_tokens[refresh_token] = grant
-            tokens["refresh_token"] = refresh_token
+            tokens["refresh_token"] = self._next_refresh_token(grant, refreshed)
         return tokens
 
-    def _id_token(self, grant: Grant, access_token: str, nonce: str | None) -> str:
+    def _next_refresh_token(self, grant: Grant, refreshed: str | None) -> str:
+        if refreshed is not None and not self.rotation:
+            return refreshed
+        refresh_token = secrets.token_urlsafe(32)
+        self._refresh_tokens[refresh_token] = grant
+        if refreshed is not None:
+            self.rotations += 1
+        if refreshed in self._refresh_tokens:  # else it is in its overlap, spent already
+            self._spent_refresh_tokens[refreshed] = self._refresh_tokens.pop(refreshed)
+            grant.previous_refresh_token, grant.rotated_at = refreshed, self.now()
+        return refresh_token
+
+    def _id_token(self, grant: Grant, access_token: str, nonce: str | None, refreshed: bool) -> str:
         claims = self._honest_id_token_claims(grant, access_token)
         if nonce is not None:
             claims["nonce"] = nonce
         if self.id_token_carries_claims:
             claims = grant.person | claims
         claims = merged(claims, self.id_token_claims)
+        if refreshed:
+            claims = merged(claims, self.refreshed_id_token_claims)
         if self.make_id_token is None:
             return self.sign(claims, self.id_token_header)
         honest_header, *_ = decode_jws(self.sign({}))
@@ -994,16 +1259,75 @@ class OpenIDProvider:
 
     def _userinfo_endpoint(self, request: RecordedRequest) -> Answer:
         """Tell who the access token speaks for (Core §5.3); an ID Token opens nothing."""
-        scheme, _, access_token = request.headers.get("Authorization", "").partition(" ")
-        grant, expires_at = self._access_tokens.get(access_token, (None, 0.0))
-        if scheme != "Bearer" or grant is None or grant.revoked or self.now() >= expires_at:
-            challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-            raise Refused("invalid_token", "no access token of ours", 401, challenge)
+        grant = self._presented(request).grant
         if not self.userinfo_jwt:
             return json_answer(merged(grant.person, self.userinfo_claims))
         claims = grant.person | {"iss": self.issuer, "aud": self.client_id}
         jws = self.sign(merged(claims, self.userinfo_claims))
         return Answer(200, jws.encode(), {"Content-Type": "application/jwt"})
+
+    def _presented(self, request: RecordedRequest) -> IssuedAccessToken:
+        """Return what is known of the Bearer token of a request, if it is good."""
+        scheme, _, access_token = request.headers.get("Authorization", "").partition(" ")
+        issued = self._access_tokens.get(access_token)
+        if (
+            scheme != "Bearer"
+            or issued is None
+            or issued.grant.revoked
+            or self.now() >= issued.expires_at
+        ):
+            raise challenged(401, "invalid_token", "no access token of ours")
+        return issued
+
+    def _revocation_endpoint(self, request: RecordedRequest) -> Answer:
+        """Revoke a token; one that is not known is revoked already (RFC 7009 §2.2)."""
+        form = single_values(request.form)
+        self._authenticate_client(request, form)
+        token = form.get("token")
+        if token is None:
+            raise Refused("invalid_request", "token is missing")
+        grant = self._refresh_tokens.get(token) or self._spent_refresh_tokens.get(token)
+        issued = self._access_tokens.get(token)
+        if grant is not None:
+            self.revocations.append(("refresh_token", token))
+            grant.revoked = True
+        elif issued is not None:
+            self.revocations.append(("access_token", token))
+            grant, issued.expires_at = issued.grant, 0
+        if grant is not None and self.revocation_ends_consent:
+            for other in self._grants():
+                other.revoked = other.revoked or other.person["sub"] == grant.person["sub"]
+        return Answer(200)
+
+    # The API
+
+    def _api(self, request: RecordedRequest) -> Answer:
+        """Tell the caller what arrived, if its access token is good for this API (RFC 6750 §3)."""
+        name = request.path.removeprefix("/api/").partition("/")[0]
+        scope = self.api_scopes.get(name, "")
+        try:
+            with self._lock:
+                if "Authorization" not in request.headers:
+                    return Answer(401, headers={"WWW-Authenticate": 'Bearer realm="api"'})
+                issued = self._presented(request)
+                if issued.audience != self.api_audiences.get(name, ""):
+                    raise challenged(401, "invalid_token", "for another audience")
+                if scope and scope not in issued.scopes:
+                    raise challenged(403, "insufficient_scope", "needs more", scope=scope)
+        except Refused as refused:
+            return refused.answer
+        return json_answer(
+            {
+                "method": request.method,
+                "path": request.path,
+                "query": request.query,
+                "body": request.body.decode("utf-8", "replace"),
+                "scheme": request.headers["Authorization"].partition(" ")[0],
+                "sub": issued.grant.person["sub"],
+                "scope": " ".join(issued.scopes),
+                "audience": issued.audience,
+            }
+        )
 
     # Client authentication (RFC 6749 §2.3, Core §9)
 
@@ -1074,6 +1398,10 @@ def single_values(form: Form) -> dict[str, str]:
     return {name: values[0] for name, values in form.items()}
 
 
+def is_refresh(request: RecordedRequest) -> bool:
+    return request.endpoint == "token" and request.form.get("grant_type") == ["refresh_token"]
+
+
 def code_challenge(code_verifier: str) -> str | None:
     """Return the S256 challenge of a verifier (RFC 7636 §4.2), None for a malformed one."""
     if not re.fullmatch(r"[A-Za-z0-9._~-]{43,128}", code_verifier):
@@ -1136,3 +1464,32 @@ def presented_secret(headers: Message, form: Mapping[str, str]) -> tuple[str, st
 def invalid_client(description: str) -> Refused:
     """Return the refusal of a client that did not prove who it is (RFC 6749 §5.2)."""
     return Refused("invalid_client", description, 401, {"WWW-Authenticate": "Basic"})
+
+
+def challenged(status: int, error: str, description: str, **params: str) -> Refused:
+    """Return the refusal of a request for its access token (RFC 6750 §3)."""
+    params = {"error": error, "error_description": description} | params
+    challenge = ", ".join(f'{name}="{value}"' for name, value in params.items())
+    return Refused(error, description, status, {"WWW-Authenticate": f"Bearer {challenge}"})
+
+
+def main() -> None:
+    """Run an OP until it is told to end, or for as long as `--seconds` says."""
+    parser = argparse.ArgumentParser(prog="python -m tests.provider", description=main.__doc__)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--lifetime", type=float, default=60, help="of access tokens, in seconds")
+    parser.add_argument("--delay", type=float, default=0, help="seconds that a refresh takes")
+    parser.add_argument("--overlap", type=float, default=0, help="seconds of a spent token's grace")
+    parser.add_argument("--seconds", type=float, default=1800, help="to run, at most")
+    options = parser.parse_args()
+    with OpenIDProvider(port=options.port) as op:
+        op.access_token_lifetime, op.overlap = options.lifetime, options.overlap
+        op.refresh_delay = options.delay
+        names = ("issuer", "client_id", "client_secret")
+        print(json.dumps({name: getattr(op, name) for name in names}), flush=True)  # noqa: T201
+        with contextlib.suppress(KeyboardInterrupt):
+            op.stopped.wait(options.seconds)
+
+
+if __name__ == "__main__":
+    main()

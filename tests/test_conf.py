@@ -80,6 +80,10 @@ GOOD_VALUES: dict[str, Any] = {
     "ALLOW_LOOPBACK_HTTP": True,
     "TRUSTED_AUDIENCES": {"other"},
     "API_ORIGINS": ["https://api.example"],
+    "RESOURCE_PARAMETER": "audience",
+    "REVOKE_SUPERSEDED": False,
+    "IN_DOUBT": "reauth",
+    "REFRESH_IDLE_LIFETIME": 3600,
     "USERINFO": False,
     "TIMEOUT": 2.5,
     "LEEWAY": 0,
@@ -147,7 +151,16 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "ALLOW_LOOPBACK_HTTP": FLAGS,
     "TRUSTED_AUDIENCES": NAMES[:2],
     "TENANTS": NAMES[:2],
-    "API_ORIGINS": NAMES,
+    "API_ORIGINS": (
+        *NAMES,
+        *(["https://api.example/"], ["https://API.example"], ["https://api.example:443"]),
+        *(["api.example"], ["ftp://api.example"], ["https://a@api.example"], ["http://api.example"]),
+        {"urn:calendar": "https://api.example"},
+    ),
+    "RESOURCE_PARAMETER": ("Resource", "", None.__class__, 1),
+    "REVOKE_SUPERSEDED": FLAGS,
+    "IN_DOUBT": ("again", "", True),
+    "REFRESH_IDLE_LIFETIME": (0, 59, "3600", True, float("nan"), float("inf")),
     "USERINFO": FLAGS,
     "TIMEOUT": (0, 61, "5", True, float("nan"), float("inf"), -1),
     "LEEWAY": (-1, 61, "5", True, float("nan")),
@@ -535,3 +548,51 @@ def test_metadata_overrides_a_part_of_discovery(
     configure(METADATA={"userinfo_endpoint": None})
     assert browser.sign_in("op").url == "/home/"
     assert (op.calls("discovery"), op.calls("userinfo")) == (1, 0)
+
+
+def test_M54_each_resource_has_origins_of_its_own() -> None:
+    """A token for one API goes to the origins named for it, and to no other API's."""
+    graph, calendar = "https://graph.example", "https://calendar.example"
+    provider, _ = read(API_ORIGINS={"": [graph], "urn:calendar": [calendar]})
+    assert provider is not None
+    assert provider.origins_for("") == (graph,)
+    assert provider.origins_for("urn:calendar") == (calendar,)
+    assert provider.origins_for("https://graph.example/v1") == (graph,)
+    assert provider.origins_for(calendar) == ()
+    assert provider.origins_for("urn:other") == ()
+
+
+def test_M54_the_origin_of_a_resource_must_be_listed() -> None:
+    """With a plain list, a resource that is a URL may be called at its own origin, if listed."""
+    provider, _ = read(API_ORIGINS=["https://a.example", "https://b.example"])
+    assert provider is not None
+    assert provider.origins_for("") == ("https://a.example", "https://b.example")
+    assert provider.origins_for("https://b.example/api") == ("https://b.example",)
+    assert provider.origins_for("https://c.example") == ()
+
+
+def test_M45_an_api_on_this_machine_may_be_plain_http_in_development() -> None:
+    """http origins need the same switch as an http issuer, and this machine."""
+    assert read(API_ORIGINS=["http://127.0.0.1:9000"])[0] is None
+    provider, mistakes = read(API_ORIGINS=["http://127.0.0.1:9000"], ALLOW_LOOPBACK_HTTP=True)
+    assert mistakes == []
+    assert provider is not None
+    assert read(API_ORIGINS=["http://api.example"], ALLOW_LOOPBACK_HTTP=True)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "offline"),
+    [
+        ({}, False),
+        ({"SCOPES": ["openid", "offline_access"]}, True),
+        ({"AUTHORIZATION_PARAMS": {"access_type": "offline"}}, True),
+        ({"AUTHORIZATION_PARAMS": {"access_type": "online"}}, False),
+    ],
+)
+def test_a_provider_is_offline_when_it_is_asked_for_that(
+    options: dict[str, Any], offline: bool
+) -> None:
+    """By the scope of Core §11, or by Google's own parameter."""
+    provider, _ = read(**options)
+    assert provider is not None
+    assert provider.offline is offline

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from requests.exceptions import ConnectionError as Unreachable
 
 from tests.provider import (
+    REFRESH_FAULTS,
     REMOVE,
     OpenIDProvider,
     SigningKey,
@@ -30,17 +34,22 @@ from tests.provider import (
     gzip_bomb,
     half_hash,
     held,
+    held_back,
     huge_header,
     issue_certificate,
+    late,
     not_json,
     public_key,
     raw,
     redirect_to,
+    reset,
     sending,
     slow,
+    truncated,
     verified_claims,
 )
 
+ROOT = Path(__file__).resolve().parent.parent
 CALLBACK = "https://rp.example/callback"
 CODE_VERIFIER = "v" * 43
 ALGS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -349,6 +358,283 @@ def test_no_offline_access_no_refresh_token(client: Client) -> None:
     assert "refresh_token" not in client.tokens(scope="openid")
 
 
+# Rotation, and refreshes gone wrong
+
+
+def test_the_refresh_token_before_the_last_works_for_a_while(
+    op: OpenIDProvider, client: Client
+) -> None:
+    """Auth0's overlap: the immediately previous one alone, and it yields a new one."""
+    op.overlap, clock = 5, time.time()
+    op.now = lambda: clock
+    first_one = client.tokens()["refresh_token"]
+    second = client.refresh(first_one).json()["refresh_token"]
+    sibling = client.refresh(first_one).json()["refresh_token"]
+    assert len({first_one, second, sibling}) == 3
+    assert (op.refreshes, op.rotations, op.families_lost) == (2, 2, 0)
+    third = client.refresh(second).json()["refresh_token"]
+    clock += 5
+    assert refusal(client.refresh(second)) == (400, "invalid_grant")
+    assert refusal(client.refresh(third)) == (400, "invalid_grant")
+    assert op.families_lost == 1
+
+
+def test_an_older_refresh_token_has_no_overlap(op: OpenIDProvider, client: Client) -> None:
+    op.overlap = 60
+    first_one = client.tokens()["refresh_token"]
+    second = client.refresh(first_one).json()["refresh_token"]
+    assert client.refresh(second).status_code == 200
+    assert refusal(client.refresh(first_one)) == (400, "invalid_grant")
+    assert refusal(client.refresh(first_one)) == (400, "invalid_grant")
+    assert op.families_lost == 1
+
+
+def test_no_rotation(op: OpenIDProvider, client: Client) -> None:
+    op.rotation = False
+    old = client.tokens()
+    new = client.refresh(old["refresh_token"]).json()
+    assert new["refresh_token"] == old["refresh_token"]
+    assert new["access_token"] != old["access_token"]
+    assert (op.refreshes, op.rotations) == (1, 0)
+
+
+@pytest.mark.parametrize("fault", REFRESH_FAULTS)
+def test_a_fault_hits_refreshes_as_often_as_told(
+    op: OpenIDProvider, client: Client, fault: str
+) -> None:
+    """Logins go on; whether the token was spent is what the name says."""
+    op.refresh_fault, op.refresh_fault_times = fault, 1
+    refresh_token = client.tokens()["refresh_token"]
+    with contextlib.suppress(Unreachable, requests.exceptions.ChunkedEncodingError):
+        response = client.refresh(refresh_token)
+        assert response.status_code != 200 or fault == "page_after_rotation"
+    assert (op.refreshes, op.rotations) == (1, "after_rotation" in fault)
+    status = 400 if op.rotations else 200
+    assert client.refresh(refresh_token).status_code == status
+    assert (op.refreshes, op.families_lost) == (2, op.rotations and status == 400)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "retry_after"),
+    [("500", 500, None), ("503", 503, "2"), ("503_json", 503, "2"), ("429", 429, "2")],
+)
+def test_a_fault_for_good(
+    op: OpenIDProvider, client: Client, fault: str, status: int, retry_after: str | None
+) -> None:
+    op.refresh_fault, refresh_token = fault, client.tokens()["refresh_token"]
+    for _ in range(2):
+        response = client.refresh(refresh_token)
+        assert (response.status_code, response.headers.get("Retry-After")) == (status, retry_after)
+
+
+def test_a_reset_is_a_reset(op: OpenIDProvider, client: Client) -> None:
+    op.answer["jwks"] = reset(after=False)
+    with pytest.raises(Unreachable, match="ConnectionResetError"):
+        client.get("jwks")
+
+
+def test_a_truncated_answer_announces_more(op: OpenIDProvider, client: Client) -> None:
+    op.answer["jwks"] = truncated()
+    with pytest.raises(requests.exceptions.ChunkedEncodingError, match="IncompleteRead"):
+        client.get("jwks")
+
+
+def test_a_late_answer_has_rotated_early(op: OpenIDProvider, client: Client) -> None:
+    op.refresh_delay = 5
+    refresh_token = client.tokens()["refresh_token"]
+    form = {"grant_type": "refresh_token", "refresh_token": refresh_token}
+    credentials = quote_plus(op.client_id), quote_plus(op.client_secret)
+    with pytest.raises(requests.ReadTimeout):
+        client.http.post(op.url("token"), form, auth=credentials, timeout=0.2)
+    assert op.rotations == 1
+    go = threading.Event()
+    op.refresh_delay, op.answer["token"] = 0, held_back(go)
+    new = op.issue()["refresh_token"]
+    threading.Timer(0.05, go.set).start()
+    assert client.refresh(new).status_code == 200
+    op.answer["token"] = late(0.01)
+    assert client.refresh(op.issue()["refresh_token"]).status_code == 200
+
+
+def test_answers_to_refreshes_can_be_bent(op: OpenIDProvider, client: Client) -> None:
+    op.refresh_response = {"expires_in": REMOVE, "refresh_token": REMOVE, "scope": "openid"}
+    op.refreshed_id_token_claims = {"sub": "somebody else"}
+    old = client.tokens()
+    new = client.refresh(old["refresh_token"]).json()
+    assert old.keys() - new.keys() == {"expires_in", "refresh_token"}
+    assert new["scope"] == "openid"
+    assert decode_jws(new["id_token"])[1]["sub"] == "somebody else"
+    assert decode_jws(old["id_token"])[1]["sub"] == op.person["sub"]
+
+
+def test_grants_can_be_issued_and_ended(op: OpenIDProvider, client: Client) -> None:
+    tokens = op.issue("openid offline_access", sub="another")
+    assert client.userinfo(tokens["access_token"]).json()["sub"] == "another"
+    op.end_grants()
+    assert client.userinfo(tokens["access_token"]).status_code == 401
+    assert refusal(client.refresh(tokens["refresh_token"])) == (400, "invalid_grant")
+    assert op.families_lost == 0
+
+
+# Revocation (RFC 7009)
+
+
+def revoke(client: Client, **form: str) -> requests.Response:
+    credentials = quote_plus(client.op.client_id), quote_plus(client.op.client_secret)
+    return client.http.post(client.op.url("revocation"), form, auth=credentials, timeout=5)
+
+
+def test_a_revoked_refresh_token_ends_its_family_alone(op: OpenIDProvider, client: Client) -> None:
+    one, other = op.issue(), op.issue()
+    assert revoke(client, token=one["refresh_token"]).status_code == 200
+    assert op.revocations == [("refresh_token", one["refresh_token"])]
+    assert client.userinfo(one["access_token"]).status_code == 401
+    assert refusal(client.refresh(one["refresh_token"])) == (400, "invalid_grant")
+    assert client.refresh(other["refresh_token"]).status_code == 200
+    assert op.families_lost == 0
+
+
+def test_a_revoked_access_token_ends_alone(op: OpenIDProvider, client: Client) -> None:
+    tokens = op.issue()
+    assert revoke(client, token=tokens["access_token"]).status_code == 200
+    assert op.revocations == [("access_token", tokens["access_token"])]
+    assert client.userinfo(tokens["access_token"]).status_code == 401
+    assert client.refresh(tokens["refresh_token"]).status_code == 200
+
+
+def test_a_revocation_may_end_the_whole_consent(op: OpenIDProvider, client: Client) -> None:
+    """As at Google: all grants of the same person."""
+    op.revocation_ends_consent = True
+    one, other, stranger = op.issue(), op.issue(), op.issue(sub="a stranger")
+    assert revoke(client, token=one["access_token"]).status_code == 200
+    assert refusal(client.refresh(other["refresh_token"])) == (400, "invalid_grant")
+    assert client.refresh(stranger["refresh_token"]).status_code == 200
+
+
+def test_revocation_needs_the_client_and_a_token(op: OpenIDProvider, client: Client) -> None:
+    assert revoke(client, token="unknown").status_code == 200
+    assert refusal(revoke(client)) == (400, "invalid_request")
+    token = {"token": op.issue()["refresh_token"], "client_id": op.client_id}
+    anonymous = client.http.post(op.url("revocation"), token, timeout=5)
+    assert refusal(anonymous) == (401, "invalid_client")
+    assert op.revocations == []
+
+
+# The API
+
+
+def call(client: Client, path: str, token: str, **options: Any) -> requests.Response:
+    headers = {"Authorization": f"Bearer {token}"}
+    method = options.pop("method", "GET")
+    url = client.op.origin + path
+    return client.http.request(method, url, headers=headers, timeout=5, **options)
+
+
+def test_the_api_tells_what_arrived(op: OpenIDProvider, client: Client) -> None:
+    token = op.issue()["access_token"]
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        response = call(client, "/api/calendar/1?a=b", token, method=method, data="hello")
+        assert response.json() == {
+            "method": method,
+            "path": "/api/calendar/1",
+            "query": {"a": ["b"]},
+            "body": "hello",
+            "scheme": "Bearer",
+            "sub": op.person["sub"],
+            "scope": "openid offline_access calendar",
+            "audience": "",
+        }
+    assert op.calls("/api/calendar/1") == 5
+
+
+def test_the_api_refuses_in_the_words_of_rfc_6750(op: OpenIDProvider, client: Client) -> None:
+    """No token: no error; a bad one: invalid_token; too little: the scope that is missing."""
+    tokens = op.issue("openid offline_access")
+    nothing = client.http.get(op.origin + "/api/calendar", timeout=5)
+    assert (nothing.status_code, nothing.content) == (401, b"")
+    assert nothing.headers["WWW-Authenticate"] == 'Bearer realm="api"'
+    for bad in ("unknown", tokens["id_token"], tokens["refresh_token"]):
+        response = call(client, "/api/calendar", bad)
+        assert refusal(response) == (401, "invalid_token")
+        assert response.headers["WWW-Authenticate"] == (
+            'Bearer error="invalid_token", error_description="no access token of ours"'
+        )
+    response = call(client, "/api/calendar", tokens["access_token"])
+    assert refusal(response) == (403, "insufficient_scope")
+    assert response.headers["WWW-Authenticate"].endswith(', scope="calendar"')
+    assert call(client, "/api/anything", tokens["access_token"]).status_code == 200
+
+
+def test_access_tokens_expire_at_the_api(op: OpenIDProvider, client: Client) -> None:
+    op.access_token_lifetime = 2.5
+    tokens = op.issue()
+    assert tokens["expires_in"] == 2.5
+    assert call(client, "/api/calendar", tokens["access_token"]).status_code == 200
+    op.expire_access_tokens()
+    response = call(client, "/api/calendar", tokens["access_token"])
+    assert refusal(response) == (401, "invalid_token")
+    fresh = client.refresh(tokens["refresh_token"]).json()["access_token"]
+    op.now = lambda: time.time() + 3
+    assert call(client, "/api/calendar", fresh).status_code == 401
+
+
+@pytest.mark.parametrize("parameter", ["resource", "audience", "scope"])
+def test_an_access_token_is_for_one_audience(
+    op: OpenIDProvider, client: Client, parameter: str
+) -> None:
+    graph = "https://graph.example"
+    op.api_audiences, op.scope_audiences = {"graph": graph}, {"https://graph.example/read": graph}
+    tokens = op.issue("openid offline_access https://graph.example/read calendar")
+    named = {"scope": f"{graph}/read"} if parameter == "scope" else {parameter: graph}
+    form = {"scope": "calendar"} | named
+    for_graph = client.refresh(tokens["refresh_token"], **form).json()["access_token"]
+    assert call(client, "/api/graph", for_graph).json()["audience"] == graph
+    assert refusal(call(client, "/api/calendar", for_graph)) == (401, "invalid_token")
+    for_calendar = op.issue()["access_token"]
+    assert refusal(call(client, "/api/graph", for_calendar)) == (401, "invalid_token")
+
+
+# A process of its own
+
+
+def test_it_runs_as_a_process_of_its_own(http: requests.Session) -> None:
+    """It prints who it is, is told by HTTP what to do, and tells what was asked of it."""
+    command = [sys.executable, "-m", "tests.provider", "--overlap", "9", "--seconds", "60"]
+    command += ["--lifetime", "7", "--delay", "0.01"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        control = told["issuer"] + "/control"
+        tokens = http.post(control + "/issue", json={"sub": "somebody"}, timeout=5).json()
+        assert tokens["expires_in"] == 7
+        form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+        credentials = quote_plus(told["client_id"]), quote_plus(told["client_secret"])
+        url = told["issuer"] + "/token"
+        assert http.post(url, form, auth=credentials, timeout=5).status_code == 200
+        bent = {"refresh_fault": "429", "refresh_response": {"scope": None}}
+        assert http.post(control, json=bent, timeout=5).status_code == 200
+        assert http.post(url, form, auth=credentials, timeout=5).status_code == 429
+        http.post(control, json={"refresh_fault": ""}, timeout=5)
+        answer = http.post(url, form, auth=credentials, timeout=5).json()
+        assert "scope" not in answer
+        api = {"Authorization": f"Bearer {answer['access_token']}"}
+        assert http.get(told["issuer"] + "/api/calendar", headers=api, timeout=5).ok
+        http.post(control + "/expire", timeout=5)
+        assert not http.get(told["issuer"] + "/api/calendar", headers=api, timeout=5).ok
+        assert http.get(control, timeout=5).json() == {
+            "requests": 5,
+            "refreshes": 3,
+            "rotations": 2,
+            "families_lost": 0,
+            "revocations": 0,
+            "api_calls": 2,
+        }
+    finally:
+        process.kill()
+        process.communicate(timeout=5)
+
+
 # Client authentication
 
 
@@ -422,7 +708,7 @@ def test_userinfo_wants_an_access_token(op: OpenIDProvider, client: Client) -> N
     tokens = client.tokens()
     assert client.userinfo(tokens["access_token"]).json() == op.person
     assert refusal(client.userinfo(tokens["id_token"])) == (401, "invalid_token")
-    op.now = lambda: time.time() + op.expires_in
+    op.now = lambda: time.time() + op.access_token_lifetime
     assert refusal(client.userinfo(tokens["access_token"])) == (401, "invalid_token")
 
 

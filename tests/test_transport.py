@@ -10,12 +10,15 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from oidc_rp.errors import TransportError
-from oidc_rp.transport import MAX_BODY, Transport
+from oidc_rp.transport import MAX_BODY, Transport, read_retry_after
 from tests import provider
 from tests.provider import Misbehaviour, OpenIDProvider, issue_certificate
 
@@ -33,6 +36,13 @@ def refused(call: Callable[[], object]) -> str:
     with pytest.raises(TransportError) as raised:
         call()
     return raised.value.code
+
+
+def failure(call: Callable[[], object]) -> tuple[str, bool]:
+    """Return the code of the TransportError that a call ends with, and whether anything left."""
+    with pytest.raises(TransportError) as raised:
+        call()
+    return raised.value.code, raised.value.sent
 
 
 def peak_memory(call: Callable[[], object]) -> int:
@@ -294,8 +304,159 @@ def test_nobody_listening_is_a_transport_error(op: OpenIDProvider, transport: Tr
     """Refused connections, names that do not exist, ports and hosts that cannot be."""
     op.stop()
     assert refused(lambda: transport.get(op.url("jwks"))) == "transport.broken"
-    for url in ("https://op.invalid/", "https://" + "a" * 64 + ".example/", "https://[::1"):
-        assert refused(lambda url=url: transport.get(url)) == "transport.broken"
+    for url in ("https://op.invalid/", "https://" + "a" * 64 + ".example/"):
+        assert refused(lambda url=url: transport.get(url)) == "transport.name"
+    assert refused(lambda: transport.get("https://[::1")) == "transport.broken"
+
+
+# What has left, and what may be tried again (REFRESH.md, T9 to T12)
+
+FORM = {"refresh_token": "r3fresh"}
+
+
+def test_M55_nothing_has_left_when_nobody_listens(op: OpenIDProvider, transport: Transport) -> None:
+    """Refused connections, names without an address, URLs that are none."""
+    op.stop()
+    assert failure(lambda: transport.post(op.url("token"), FORM)) == ("transport.broken", False)
+    assert failure(lambda: transport.post("https://op.invalid/", FORM)) == ("transport.name", False)
+    assert failure(lambda: transport.post("https://[::1", FORM)) == ("transport.broken", False)
+
+
+def test_M55_nothing_has_left_when_a_connection_takes_too_long() -> None:
+    """A server whose queue is full answers nothing at all."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        queue = [socket.socket() for _ in range(4)]
+        for waiting in queue:
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/token"
+        impatient = Transport(timeout=0.5)
+        assert failure(lambda: impatient.post(url, FORM)) == ("transport.timeout", False)
+        for waiting in queue:
+            waiting.close()
+
+
+def test_M55_nothing_has_left_when_the_handshake_fails(op: OpenIDProvider, tmp_path: Path) -> None:
+    """An unknown certificate, one for another name, a server that talks no TLS or hangs up."""
+    context, certificate = issue_certificate(tmp_path, "op.example")
+    trusting, strict = Transport(timeout=5, ca_bundle=str(certificate)), Transport(timeout=5)
+    with secure_op(op, context, "localhost") as secure:
+        url = secure.url("token")
+        assert failure(lambda: strict.post(url, FORM)) == ("transport.tls", False)
+        assert failure(lambda: trusting.post(url, FORM)) == ("transport.tls", False)
+        assert secure.requests == []
+    url = op.url("token").replace("http:", "https:")
+    assert failure(lambda: strict.post(url, FORM)) == ("transport.tls", False)
+    with listening(lambda connection: connection.close()) as origin:
+        code, sent = failure(lambda: strict.post(origin.replace("http:", "https:"), FORM))
+        assert (code in ("transport.tls", "transport.broken"), sent) == (True, False)
+    with listening(lambda connection: time.sleep(3)) as origin:
+        url, impatient = origin.replace("http:", "https:"), Transport(timeout=0.5)
+        assert failure(lambda: impatient.post(url, FORM)) == ("transport.timeout", False)
+
+
+@pytest.mark.parametrize(
+    ("misbehaviour", "code"),
+    [
+        pytest.param(provider.reset(after=False), "transport.broken", id="reset before"),
+        pytest.param(provider.reset(after=True), "transport.broken", id="reset after"),
+        pytest.param(provider.close_connection(), "transport.broken", id="closed"),
+        pytest.param(provider.truncated(), "transport.broken", id="truncated"),
+        pytest.param(provider.slow(5), "transport.timeout", id="silence"),
+        pytest.param(provider.drip(b" " * 200), "transport.timeout", id="drops"),
+        pytest.param(provider.redirect_to("/elsewhere"), "transport.redirect", id="redirect"),
+        pytest.param(provider.endless(), "transport.too_large", id="endless"),
+        pytest.param(
+            provider.raw(200, {"Content-Encoding": "br"}, b"x"), "transport.encoding", id="brotli"
+        ),
+        pytest.param(
+            provider.raw(200, {"Transfer-Encoding": "chunked"}, b"5\r\nab"),
+            "transport.broken",
+            id="truncated chunk",
+        ),
+        pytest.param(lambda handler: handler.write(b"junk\r\n\r\n"), "transport.broken", id="junk"),
+    ],
+)
+@pytest.mark.parametrize("kept", [True, False], ids=["kept connection", "new connection"])
+def test_M55_a_request_may_have_arrived_when_its_answer_did_not(
+    op: OpenIDProvider, transport: Transport, misbehaviour: Misbehaviour, code: str, kept: bool
+) -> None:
+    """From the first octet on nobody knows what the OP did: it has seen the token."""
+    if kept:
+        transport.get(op.url("jwks"))
+    op.answer["token"] = misbehaviour
+    assert failure(lambda: transport.post(op.url("token"), FORM)) == (code, True)
+    assert op.requests_to("token")[0].form == {"refresh_token": ["r3fresh"]}
+    assert op.calls("token") == 1
+
+
+def test_M55_a_client_that_a_tls_server_refuses_later_has_sent(
+    op: OpenIDProvider, tmp_path: Path
+) -> None:
+    """TLS 1.3 refuses a client without a certificate after its handshake: octets have left."""
+    context, certificate = issue_certificate(tmp_path, "localhost")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(str(certificate))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    trusting = Transport(timeout=5, ca_bundle=str(certificate))
+    with secure_op(op, context, "localhost") as secure:
+        code, sent = failure(lambda: trusting.post(secure.url("token"), FORM))
+    assert (code in ("transport.tls", "transport.broken"), sent) == (True, True)
+
+
+DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "120"}, 120.0),
+        ({"Retry-After": " 0 "}, 0.0),
+        ({"Retry-After": "-5"}, 0.0),
+        ({"Retry-After": "86401"}, 86400.0),
+        ({"Retry-After": "9" * 5000}, 86400.0),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:30 GMT", "Date": DATE}, 30.0),
+        ({"Retry-After": "Wednesday, 21-Oct-15 07:28:30 GMT", "Date": DATE}, 30.0),
+        ({"Retry-After": "Wed Oct 21 07:28:30 2015", "Date": DATE}, 30.0),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:27:00 GMT", "Date": DATE}, 0.0),
+        ({"Retry-After": "Thu, 21 Oct 2055 07:28:00 GMT", "Date": DATE}, 86400.0),
+        ({"Retry-After": DATE}, 0.0),
+        ({"Retry-After": DATE, "Date": "today"}, 0.0),
+        ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86400.0),
+        *(
+            ({"Retry-After": junk, "Date": DATE}, None)
+            for junk in ("", "soon", "1.5", "1e3", "0x10", "\u0661", "1 2", "--1", "1, 2")
+        ),
+        ({"Retry-After": "Wed, 99 Oct 2015 07:28:30 GMT", "Date": DATE}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+    """Seconds, or a moment by the clock of whoever wrote it (RFC 9110 §10.2.3); at most a day."""
+    assert read_retry_after(headers) == seconds
+
+
+def test_retry_after_by_our_clock() -> None:
+    """Without a Date the moment is compared with our own clock."""
+    header = formatdate(time.time() + 100, usegmt=True)
+    assert read_retry_after({"Retry-After": header}) == pytest.approx(100, abs=5)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(
+    st.text() | st.from_regex(r"[A-Z][a-z]{2}, ..? [A-Z]\w\w \d{1,6} \d*:\d*:\d* \w*"), st.text()
+)
+def test_any_retry_after_is_a_pause_or_none(value: str, date: str) -> None:
+    seconds = read_retry_after({"Retry-After": value, "Date": date})
+    assert seconds is None or 0 <= seconds <= 86400
+
+
+def test_an_answer_tells_its_retry_after(op: OpenIDProvider, transport: Transport) -> None:
+    op.answer["jwks"] = provider.raw(503, {"Retry-After": "7"})
+    answer = transport.get(op.url("jwks"))
+    assert (answer.status, answer.retry_after) == (503, 7.0)
+    del op.answer["jwks"]
+    assert transport.get(op.url("jwks")).retry_after is None
 
 
 def test_M53_errors_and_logs_of_the_transport_hold_no_secret(

@@ -24,6 +24,7 @@ class ProviderMetadata:
     jwks_uri: str | None
     userinfo_endpoint: str | None
     pushed_authorization_request_endpoint: str | None
+    revocation_endpoint: str | None
     id_token_signing_alg_values_supported: tuple[str, ...]
     userinfo_signing_alg_values_supported: tuple[str, ...]
     token_endpoint_auth_methods_supported: tuple[str, ...]
@@ -41,7 +42,12 @@ class ProviderMetadata:
 
 
 _REQUIRED_ENDPOINTS = ("authorization_endpoint", "token_endpoint")
-_OPTIONAL_ENDPOINTS = ("jwks_uri", "userinfo_endpoint", "pushed_authorization_request_endpoint")
+_OPTIONAL_ENDPOINTS = (
+    "jwks_uri",
+    "userinfo_endpoint",
+    "pushed_authorization_request_endpoint",
+    "revocation_endpoint",
+)
 
 
 def discovery_url(issuer: str) -> str:
@@ -104,6 +110,7 @@ def read_provider_metadata(
         jwks_uri=document.get("jwks_uri"),
         userinfo_endpoint=document.get("userinfo_endpoint"),
         pushed_authorization_request_endpoint=document.get("pushed_authorization_request_endpoint"),
+        revocation_endpoint=document.get("revocation_endpoint"),
         id_token_signing_alg_values_supported=_names(
             document, "id_token_signing_alg_values_supported", ("RS256",)
         ),

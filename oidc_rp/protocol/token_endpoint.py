@@ -1,4 +1,5 @@
-"""Token request and response, client authentication (RFC 6749 §2.3, §4.1.3, §5; Core §9)."""
+"""Token, refresh and revocation requests, their responses, and client authentication
+(RFC 6749 §2.3, §4.1.3, §5, §6; RFC 7009; RFC 8707; Core §9)."""
 
 import re
 from base64 import b64encode
@@ -22,6 +23,9 @@ AUTH_METHODS = (
 )
 MAX_LIFETIME = timedelta(days=1)
 """Longer lifetimes of access tokens are cut to this: an OP's slip must not keep one for ever."""
+
+MAX_IDLE_LIFETIME = timedelta(days=3650)
+"""Longer idle times of refresh tokens are cut to this, for the same reason."""
 
 ASSERTION_LIFETIME = timedelta(seconds=60)
 _ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -48,6 +52,7 @@ class TokenResponse:
     """A token response that keeps to the specification; its tokens are not validated yet.
 
     scope: as granted. expires_at: of the access token, aware; None when the OP does not say.
+    idle_lifetime: seconds after which the OP forgets an unused refresh token, if it says so.
     """
 
     access_token: AccessToken
@@ -55,6 +60,23 @@ class TokenResponse:
     refresh_token: RefreshToken | None
     scope: str
     expires_at: datetime | None
+    idle_lifetime: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshResponse:
+    """What a refresh brought. A rotated refresh token is never lost over the rest of its answer.
+
+    refresh_token: the new one; None when the OP rotates none, and the old one stays good.
+    tokens: None when there is no access token that can be used; `refresh_token` is there then.
+    problem: why that is so, or what else was left out: an unreadable ID Token, for instance.
+    idle_lifetime: as in TokenResponse.
+    """
+
+    refresh_token: RefreshToken | None
+    tokens: TokenResponse | None
+    problem: InvalidResponse | None
+    idle_lifetime: float | None
 
 
 def code_request(code: AuthorizationCode, request: AuthenticationRequest) -> dict[str, str]:
@@ -65,6 +87,36 @@ def code_request(code: AuthorizationCode, request: AuthenticationRequest) -> dic
         "redirect_uri": request.redirect_uri,
         "code_verifier": request.code_verifier,
     }
+
+
+def refresh_request(
+    refresh_token: RefreshToken,
+    *,
+    scope: str = "",
+    resource: str = "",
+    resource_parameter: str = "resource",
+) -> dict[str, str]:
+    """The parameters of the token request that spends `refresh_token` (RFC 6749 §6).
+
+    scope: "" for all that was granted. resource: the API that the access token is for
+    (RFC 8707 §2.2), "" for the OP's default.
+    resource_parameter: what names the API: "resource", "audience", or nothing but "scope".
+    """
+    request = {"grant_type": "refresh_token", "refresh_token": refresh_token.reveal()}
+    if scope:
+        request["scope"] = scope
+    if resource and resource_parameter != "scope":
+        request[resource_parameter] = resource
+    return request
+
+
+def revocation_request(token: RefreshToken | AccessToken, token_type_hint: str) -> dict[str, str]:
+    """The parameters of a revocation request (RFC 7009 §2.1).
+
+    token_type_hint: "refresh_token" or "access_token"; "" for none.
+    """
+    hint = {"token_type_hint": token_type_hint} if token_type_hint else {}
+    return {"token": token.reveal()} | hint
 
 
 def choose_auth_method(supported: tuple[str, ...], client_secret: ClientSecret | None) -> str:
@@ -160,7 +212,56 @@ def read_token_response(
         refresh_token=None if refresh_token is None else RefreshToken(refresh_token),
         scope=_scope(document, requested_scope),
         expires_at=_expires_at(document, sent_at),
+        idle_lifetime=_idle_lifetime(document),
     )
+
+
+def read_refresh_response(
+    status: int, document: Mapping[str, Any], *, requested_scope: str, sent_at: datetime
+) -> RefreshResponse:
+    """Return whatever can be used of the answer to a refresh request (RFC 6749 §6).
+
+    The arguments are those of read_token_response, and so are the errors; but what is wrong with
+    one member costs no other, as far as that is safe: a lost refresh token is a lost grant.
+    Raises OPError; InvalidResponse when there is neither an access nor a refresh token.
+    """
+    problem, left_out = None, dict[str, Any]()
+    for name in ("refresh_token", "id_token"):
+        try:
+            _token(document, name)
+        except InvalidResponse as error:
+            problem, left_out[name] = error, None
+    document = {**document, **left_out}
+    try:
+        tokens = read_token_response(
+            status, document, requested_scope=requested_scope, sent_at=sent_at
+        )
+    except InvalidResponse as error:
+        tokens, problem = None, error
+        if document.get("refresh_token") is None:
+            raise
+    refresh_token = document.get("refresh_token")
+    return RefreshResponse(
+        refresh_token=None if refresh_token is None else RefreshToken(refresh_token),
+        tokens=tokens,
+        problem=problem,
+        idle_lifetime=_idle_lifetime(document),
+    )
+
+
+def read_revocation_response(status: int, document: Mapping[str, Any] | None) -> None:
+    """Return when the token is good for nothing any more, or raise what the OP says instead.
+
+    document: None when the body is no JSON object; of a success it is never looked at (RFC 7009
+    §2.2). A token that the OP does not know is a success; some OPs say invalid_token there.
+    Raises OPError "revocation.<error>": unsupported_token_type will not change; a `status` of
+    500 and more will (§2.2.1).
+    """
+    if 200 <= status < 300:
+        return
+    refused = op_error("revocation", document or {})
+    if refused.error != "invalid_token":
+        raise refused
 
 
 def _token(document: Mapping[str, Any], name: str) -> str | None:
@@ -193,3 +294,11 @@ def _expires_at(document: Mapping[str, Any], sent_at: datetime) -> datetime | No
             "token.expires_in", "not a number", received=type(expires_in).__name__
         )
     return sent_at + timedelta(seconds=min(max(0, expires_in), MAX_LIFETIME.total_seconds()))
+
+
+def _idle_lifetime(document: Mapping[str, Any]) -> float | None:
+    """Keycloak's `refresh_expires_in`; 0 is its way to say "never", and nothing hangs on it."""
+    seconds: Any = document.get("refresh_expires_in")
+    if type(seconds) not in (int, float) or not seconds > 0:
+        return None
+    return float(min(seconds, MAX_IDLE_LIFETIME.total_seconds()))

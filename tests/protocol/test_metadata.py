@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {
     "jwks_uri": f"{ISSUER}/jwks",
     "userinfo_endpoint": "https://api.op.example:8443/userinfo",
     "pushed_authorization_request_endpoint": f"{ISSUER}/par",
+    "revocation_endpoint": f"{ISSUER}/revoke",
     "id_token_signing_alg_values_supported": ["RS256", "none"],
     "userinfo_signing_alg_values_supported": ["ES256"],
     "token_endpoint_auth_methods_supported": ["client_secret_post"],
@@ -39,6 +40,7 @@ ENDPOINTS = [
     "jwks_uri",
     "userinfo_endpoint",
     "pushed_authorization_request_endpoint",
+    "revocation_endpoint",
 ]
 LISTS = [name for name in GOOD if name.endswith("_supported") and "iss_parameter" not in name]
 FLAGS = [
@@ -70,6 +72,7 @@ def test_what_the_specification_says_of_absent_members() -> None:
         assert metadata.userinfo_signing_alg_values_supported == ()
         assert metadata.ui_locales_supported == ()
         assert metadata.jwks_uri is metadata.userinfo_endpoint is None
+        assert metadata.revocation_endpoint is None
         assert not metadata.authorization_response_iss_parameter_supported
         assert not metadata.require_pushed_authorization_requests
         assert metadata.endpoints().keys() == {"authorization_endpoint", "token_endpoint"}

@@ -1,5 +1,6 @@
 """Token request and response, client authentication (RFC 6749, RFC 7523, Core §9)."""
 
+import contextlib
 import json
 import secrets
 from base64 import b64decode
@@ -11,15 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oidc_rp.errors import OPError
+from oidc_rp.errors import InvalidResponse, OPError
 from oidc_rp.protocol.authentication import AuthenticationRequest
 from oidc_rp.protocol.token_endpoint import (
     ClientAuthentication,
+    RefreshResponse,
     TokenResponse,
     authenticate_client,
     choose_auth_method,
     code_request,
+    read_refresh_response,
+    read_revocation_response,
     read_token_response,
+    refresh_request,
+    revocation_request,
 )
 from oidc_rp.protocol.tokens import (
     AccessToken,
@@ -206,6 +212,41 @@ def test_no_method_that_works_is_told(supported: tuple[str, ...]) -> None:
         choose_auth_method(supported, ClientSecret(SECRET))
 
 
+# Refresh and revocation requests
+
+
+@pytest.mark.parametrize(
+    ("options", "parameters"),
+    [
+        ({}, {}),
+        ({"scope": "a b"}, {"scope": "a b"}),
+        ({"resource": "https://api.example"}, {"resource": "https://api.example"}),
+        (
+            {"resource": "urn:api", "resource_parameter": "audience", "scope": "a"},
+            {"audience": "urn:api", "scope": "a"},
+        ),
+        ({"resource": "urn:api", "resource_parameter": "scope", "scope": "a"}, {"scope": "a"}),
+        ({"resource_parameter": "audience"}, {}),
+    ],
+)
+def test_the_refresh_request(options: dict[str, str], parameters: dict[str, str]) -> None:
+    """RFC 6749 §6, and the API that the token is for (RFC 8707 §2.2), where one is named."""
+    assert refresh_request(RefreshToken("r1"), **options) == {
+        "grant_type": "refresh_token",
+        "refresh_token": "r1",
+        **parameters,
+    }
+
+
+def test_the_revocation_request() -> None:
+    """RFC 7009 §2.1; the hint is optional."""
+    assert revocation_request(RefreshToken("r1"), "refresh_token") == {
+        "token": "r1",
+        "token_type_hint": "refresh_token",
+    }
+    assert revocation_request(AccessToken("a1"), "") == {"token": "a1"}
+
+
 # The response
 
 
@@ -354,10 +395,158 @@ def test_the_ops_words_are_kept_short() -> None:
     assert caught.value.error_description == "a" + "b" * 198
 
 
+@pytest.mark.parametrize(
+    ("idle", "seconds"),
+    [
+        (1800, 1800.0),
+        (0.5, 0.5),
+        (3650 * 86400 + 1, 315360000.0),
+        (10**400, 315360000.0),
+        (float("inf"), 315360000.0),
+        *[(nothing, None) for nothing in (REMOVE, None, 0, -1, float("nan"), True, "60", [], {})],
+    ],
+)
+def test_the_idle_lifetime_of_the_refresh_token(idle: object, seconds: float | None) -> None:
+    """Keycloak's `refresh_expires_in`, at most ten years; whatever else it says is ignored."""
+    assert read({"refresh_expires_in": idle}).idle_lifetime == seconds
+    assert refreshed({"refresh_expires_in": idle}).idle_lifetime == seconds
+
+
+# The response to a refresh
+
+
+def refreshed(changes: dict[str, Any], status: int = 200, scope: str = "openid") -> RefreshResponse:
+    document = merged(GOOD, changes)
+    return read_refresh_response(status, document, requested_scope=scope, sent_at=NOW)
+
+
+def told(response: RefreshResponse) -> tuple[str | None, str | None, str | None]:
+    """Return the refresh token, the access token and the code of the problem."""
+    return (
+        response.refresh_token and response.refresh_token.reveal(),
+        response.tokens and response.tokens.access_token.reveal(),
+        response.problem and response.problem.code,
+    )
+
+
+def test_a_good_refresh_response() -> None:
+    """The same tokens as in a token response, and the new refresh token beside them."""
+    assert refreshed({"refresh_expires_in": 1800}) == RefreshResponse(
+        refresh_token=RefreshToken("8xLOxBtZp8"),
+        tokens=read({"refresh_expires_in": 1800}),
+        problem=None,
+        idle_lifetime=1800.0,
+    )
+
+
+@pytest.mark.parametrize("absent", [REMOVE, None])
+def test_a_refresh_response_of_an_op_that_does_not_rotate(absent: object) -> None:
+    """RFC 6749 §6: without a new refresh token the old one stays."""
+    changes = {"refresh_token": absent, "id_token": absent, "expires_in": absent, "scope": absent}
+    response = refreshed(changes, scope="calendar")
+    assert told(response) == (None, "SlAV32hkKG", None)
+    assert response.tokens is not None
+    assert (response.tokens.scope, response.tokens.expires_at) == ("calendar", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"access_token": REMOVE}, "token.access_token"),
+        ({"access_token": "a b"}, "token.access_token"),
+        ({"access_token": 1, "id_token": []}, "token.access_token"),
+        ({"token_type": "DPoP"}, "token.token_type"),
+        ({"token_type": REMOVE}, "token.token_type"),
+        ({"scope": ["openid"]}, "token.scope"),
+        ({"expires_in": "soon"}, "token.expires_in"),
+    ],
+)
+def test_M55_a_rotated_refresh_token_is_never_lost(changes: dict[str, Any], code: str) -> None:
+    """The old one is spent: whatever else the answer lacks, the new one is handed over."""
+    assert told(refreshed(changes)) == ("8xLOxBtZp8", None, code)
+    for absent in (REMOVE, None, "", 1, ["8xLOxBtZp8"]):
+        with refusal(code):
+            refreshed(changes | {"refresh_token": absent})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"id_token": 1}, ("8xLOxBtZp8", "SlAV32hkKG", "token.id_token")),
+        ({"id_token": ""}, ("8xLOxBtZp8", "SlAV32hkKG", "token.id_token")),
+        ({"refresh_token": "a b"}, (None, "SlAV32hkKG", "token.refresh_token")),
+        ({"refresh_token": {}, "id_token": 1}, (None, "SlAV32hkKG", "token.id_token")),
+    ],
+)
+def test_a_good_access_token_outlives_its_companions(
+    changes: dict[str, Any], expected: tuple[str | None, ...]
+) -> None:
+    """What cannot be read is left out and told (REFRESH.md, T19: keep the tokens)."""
+    response = refreshed(changes)
+    assert told(response) == expected
+    assert response.tokens is not None
+    assert (response.tokens.refresh_token, response.refresh_token) == (response.refresh_token,) * 2
+    assert response.tokens.id_token == (None if "id_token" in changes else IdToken("a.b.c"))
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "code"),
+    [
+        (400, {"error": "invalid_grant"}, "token.invalid_grant"),
+        (401, {"error": "invalid_client"}, "token.invalid_client"),
+        (400, {"error": "use_dpop_nonce"}, "token.use_dpop_nonce"),
+        (503, {"error": "temporarily_unavailable"}, "token.temporarily_unavailable"),
+        (200, GOOD | {"error": "invalid_grant"}, "token.invalid_grant"),
+        (500, GOOD, "token.error"),
+        (400, {"refresh_token": []}, "token.error"),
+    ],
+)
+def test_an_error_response_to_a_refresh(status: int, document: dict[str, Any], code: str) -> None:
+    """RFC 6749 §5.2: what comes with an error is not believed."""
+    with refusal(code):
+        read_refresh_response(status, document, requested_scope="", sent_at=NOW)
+
+
+# The response to a revocation
+
+
+@pytest.mark.parametrize(
+    ("status", "document"),
+    [
+        (200, None),
+        (200, {}),
+        (200, {"error": "never looked at"}),
+        (204, None),
+        (400, {"error": "invalid_token"}),
+    ],
+)
+def test_what_is_revoked_is_revoked(status: int, document: dict[str, Any] | None) -> None:
+    """RFC 7009 §2.2: a token that the OP does not know is no error; Google says one."""
+    assert read_revocation_response(status, document) is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "code"),
+    [
+        (400, {"error": "unsupported_token_type"}, "revocation.unsupported_token_type"),
+        (401, {"error": "invalid_client"}, "revocation.invalid_client"),
+        (503, None, "revocation.error"),
+        (503, {}, "revocation.error"),
+        (404, {"error": 1}, "revocation.error"),
+        (302, None, "revocation.error"),
+    ],
+)
+def test_a_revocation_that_failed(status: int, document: dict[str, Any] | None, code: str) -> None:
+    """RFC 7009 §2.2.1."""
+    with refusal(code):
+        read_revocation_response(status, document)
+
+
 def test_no_token_is_shown() -> None:
     """`str` and `repr` of what holds tokens and secrets are redacted; equality is by type."""
     private_key = PrivateKey('{"d": "private"}')
     shown = f"{read({})!r} {read({})} {client('private_key_jwt', private_key=private_key)!r}"
+    shown += f"{refreshed({})!r} {refreshed({'access_token': 1})}"
     for secret in ("SlAV32hkKG", "8xLOxBtZp8", "a.b.c", SECRET, 'private"'):
         assert secret not in shown
     assert AccessToken("a") == AccessToken("a")
@@ -386,3 +575,41 @@ def test_any_token_response_is_read_or_refused(
         answer = read_token_response(status, document, requested_scope="openid", sent_at=NOW)
         assert answer.access_token.reveal()
         assert answer.expires_at is None or NOW <= answer.expires_at <= NOW + timedelta(days=1)
+
+
+members = st.dictionaries(
+    st.sampled_from([*GOOD, "refresh_expires_in", "error", "error_description"]),
+    awkward | st.sampled_from(list(GOOD.values())),
+)
+
+
+@fuzz
+@given(st.integers(100, 599) | st.just(200), members, st.booleans())
+def test_M55_any_answer_to_a_refresh_is_read_or_refused(
+    status: int, changes: dict[str, Any], whole: bool
+) -> None:
+    """No answer is taken for nothing, none raises anything else, no readable token is lost."""
+    document = GOOD | changes if whole else changes
+    try:
+        response = read_refresh_response(status, document, requested_scope="a", sent_at=NOW)
+    except InvalidResponse:
+        assert status == 200
+        assert document.get("refresh_token") not in GOOD.values()
+    except OPError:
+        assert status != 200 or "error" in document
+    else:
+        assert response.refresh_token or response.tokens
+        assert response.tokens or response.problem
+        if document.get("refresh_token") in GOOD.values():
+            assert response.refresh_token == RefreshToken(document["refresh_token"])
+
+
+@fuzz
+@given(st.integers(100, 599), st.none() | members)
+def test_any_answer_to_a_revocation_is_read_or_refused(
+    status: int, document: dict[str, Any] | None
+) -> None:
+    """A success, or the OP's error."""
+    with contextlib.suppress(OPError):
+        read_revocation_response(status, document)
+        assert status < 300 or document == {**(document or {}), "error": "invalid_token"}
