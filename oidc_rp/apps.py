@@ -8,11 +8,19 @@ class OIDCRelyingPartyConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from django.contrib.auth.signals import user_logged_in
+        from django.conf import settings
+        from django.contrib.auth.signals import user_logged_in, user_logged_out
+        from django.core.signals import request_finished
+        from django.db.models.signals import post_save, pre_delete
 
-        from . import checks, sessions  # noqa: F401 - checks registers them
+        from . import checks, refresh, revocation, sessions  # noqa: F401 - checks registers them
 
         user_logged_in.connect(sessions.note_local_login)
+        user_logged_out.connect(refresh.forget_session)
+        post_save.connect(refresh.forget_user, sender=settings.AUTH_USER_MODEL)
+        pre_delete.connect(refresh.forget_grant, sender="oidc_rp.Grant")
+        post_save.connect(revocation.soon, sender="oidc_rp.PendingRevocation")
+        request_finished.connect(refresh.store_waiting)
 
         if apps.is_installed("django.contrib.admin"):
             from django.contrib import admin

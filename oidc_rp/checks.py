@@ -1,19 +1,25 @@
 """Settings mistakes, told when the project starts. Each id is in the README."""
 
-import re
-from collections.abc import Iterator
+from base64 import urlsafe_b64decode
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from hashlib import sha256, sha512
 from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as Caution
+from django.db import DatabaseError, connections, router
 from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 
 from . import accounts, conf
 from .backends import OIDCBackend
 from .conf import Mistake
+from .errors import ConfigurationError
+from .models import Grant
+from .resealing import COLUMNS, Column, key_ids_in_use
+from .sealing import is_key, key_ring
 
 PROTOCOL_HOOKS = (
     "get_token",
@@ -31,7 +37,9 @@ PROTOCOL_HOOKS = (
 _SESSION = "django.contrib.sessions.middleware.SessionMiddleware"
 _AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 _PER_PROCESS_CACHES = ("locmem.LocMemCache", "dummy.DummyCache")
-_TOKEN_KEY = re.compile(r"[A-Za-z0-9_-]{43}=?")
+_RENEWAL = "oidc_rp.middleware.TokenRenewal"
+_INEQUALITY = "TIMEOUT of the OP < REFRESH_WAIT < WORKER_TIMEOUT, in seconds."
+_NEW_KEY = "`manage.py oidc_generate_key` prints a key for it."
 
 
 @register(Tags.security)
@@ -60,20 +68,124 @@ def check_providers(**_: Any) -> list[CheckMessage]:
     ]
 
 
+@register(Tags.security)
+def check_refresh(**_: Any) -> list[CheckMessage]:
+    """What tokens need that are kept and refreshed."""
+    return [*_unsealed_messages(), *_time_messages(), *_atomic_requests_messages()]
+
+
+@register(Tags.database)
+def check_stored_keys(databases: Collection[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """The keys of stored tokens, on the databases named: `check --database default`, `migrate`."""
+    return [message for alias in databases or () for message in _stored_key_messages(alias)]
+
+
 @register(Tags.security, deploy=True)
 def check_deployment(**_: Any) -> list[CheckMessage]:
     """What matters where several processes serve one site."""
+    database = router.db_for_write(Grant)
+    return [*_cache_messages(), *_sqlite_messages(database), *_stored_key_messages(database)]
+
+
+def _cache_messages() -> Iterator[CheckMessage]:
     backend = settings.CACHES.get("default", {}).get("BACKEND", "")
-    if not str(backend).endswith(_PER_PROCESS_CACHES):
-        return []
-    return [
-        Caution(
+    if str(backend).endswith(_PER_PROCESS_CACHES):
+        yield Caution(
             "The default cache is not shared between processes.",
             hint="Each process then fetches keys for itself, and the limits on fetching hold for "
             "each alone. Use Redis, Memcached or the database as cache.",
             id="oidc_rp.W005",
         )
-    ]
+
+
+def _sqlite_messages(database: str) -> Iterator[CheckMessage]:
+    if conf.token_keys() and not settings.DEBUG and connections[database].vendor == "sqlite":
+        yield Caution(
+            f"Refresh tokens are kept in SQLite (database {database!r}).",
+            hint="It lets one writer in at a time: a new token cannot be stored while a request "
+            "writes, and is lost if the process dies then. Use PostgreSQL, MariaDB or MySQL.",
+            id="oidc_rp.W006",
+        )
+
+
+def _stored_key_messages(database: str) -> Iterator[CheckMessage]:
+    """Stored tokens whose key nobody has any more (M52); a few look-ups, however many tokens."""
+    try:
+        known = set(key_ring().key_ids)
+        missing = _stored_key_ids(database) - known
+    except (DatabaseError, ConfigurationError):
+        return  # Not migrated yet, or out of reach; a wrong key is E010.
+    for key_id in sorted(missing):
+        yield Error(
+            f"Stored tokens need key {key_id}, which is not in OIDC_RP['TOKEN_KEYS'].",
+            hint="Put the key back, as the last one, and run `manage.py oidc_reseal` before you "
+            "remove it. If it is lost, these people have to sign in again.",
+            id="oidc_rp.E020",
+        )
+
+
+def _stored_key_ids(database: str) -> set[str]:
+    tables = connections[database].introspection.table_names()
+    return {
+        key_id
+        for column in COLUMNS
+        if _is_kept_in(column, database) and column.table in tables
+        for key_id in key_ids_in_use(column, database)
+    }
+
+
+def _is_kept_in(column: Column, database: str) -> bool:
+    return router.allow_migrate_model(database, column.model)
+
+
+def _unsealed_messages() -> Iterator[CheckMessage]:
+    if conf.given().get("TOKEN_KEYS"):
+        return
+    for provider, _mistakes in _written_providers():
+        if provider is not None and (provider.offline or provider.api_origins):
+            yield Error(
+                f"OIDC_RP['PROVIDERS'][{provider.slug!r}] brings tokens to keep, and "
+                "OIDC_RP['TOKEN_KEYS'] is empty.",
+                hint=f"Tokens are never stored unsealed. {_NEW_KEY}",
+                id="oidc_rp.E019",
+            )
+
+
+def _time_messages() -> Iterator[CheckMessage]:
+    """TIMEOUT < REFRESH_WAIT < WORKER_TIMEOUT, where tokens are refreshed."""
+    if not conf.token_keys():
+        return
+    wait, worker = conf.refresh_wait(), conf.worker_timeout()
+    for provider, _mistakes in _written_providers():
+        if provider is not None and provider.timeout >= wait:
+            yield Error(
+                f"OIDC_RP['PROVIDERS'][{provider.slug!r}]: TIMEOUT ({provider.timeout:g} s) is "
+                f"not less than REFRESH_WAIT ({wait:g} s).",
+                hint="Who waits for another's refresh waits at least as long as the OP may take.",
+                id="oidc_rp.E021",
+            )
+    if wait >= worker:
+        yield Error(
+            f"REFRESH_WAIT ({wait:g} s) is not less than WORKER_TIMEOUT ({worker:g} s).",
+            hint="WORKER_TIMEOUT is when your web server kills a worker (gunicorn --timeout); a "
+            "refresh is to be over by then.",
+            id="oidc_rp.E021",
+        )
+
+
+def _atomic_requests_messages() -> Iterator[CheckMessage]:
+    database = router.db_for_write(Grant)
+    atomic = connections[database].settings_dict.get("ATOMIC_REQUESTS")
+    renewed_before = _has_middleware(_RENEWAL) and conf.own_connection()
+    if conf.token_keys() and atomic and not renewed_before:
+        yield Caution(
+            f"Tokens are refreshed inside of ATOMIC_REQUESTS (database {database!r}).",
+            hint="A refresh is stored over a connection of its own, so that a view that raises "
+            "does not roll it back: leave OWN_CONNECTION alone, and allow a second connection "
+            f"for each worker. Add {_RENEWAL!r} to MIDDLEWARE: it renews tokens before the "
+            "view and its transaction begin.",
+            id="oidc_rp.W007",
+        )
 
 
 def _settings_mistakes() -> Iterator[Mistake]:
@@ -85,6 +197,7 @@ def _settings_mistakes() -> Iterator[Mistake]:
     known = conf.TOP_OPTIONS | conf.OPTIONS.keys() - conf.OWN_OPTIONS
     yield from conf.unknown_options(given, known, "OIDC_RP")
     yield from _token_key_mistakes(given.get("TOKEN_KEYS", []))
+    yield from _top_value_mistakes(given)
     if not isinstance(given.get("KEEP_ANONYMOUS_SESSION", False), bool):
         hint = "True keeps in the session what an anonymous visitor left there."
         message = "OIDC_RP['KEEP_ANONYMOUS_SESSION'] should be True or False."
@@ -99,6 +212,16 @@ def _settings_mistakes() -> Iterator[Mistake]:
         if twin != provider.slug:
             message = f"Providers {twin!r} and {provider.slug!r} are one client at one issuer."
             yield Mistake("E007", message, "Remove one of them.")
+
+
+def _top_value_mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
+    for name in ("REFRESH_WAIT", "WORKER_TIMEOUT"):
+        value = given.get(name, 1)
+        if type(value) not in (int, float) or not value > 0:
+            yield Mistake("E004", f"OIDC_RP[{name!r}] should be seconds, more than 0.", _INEQUALITY)
+    if given.get("OWN_CONNECTION") not in (None, True, False):
+        hint = "None decides by itself, False always takes the connection of the caller."
+        yield Mistake("E004", "OIDC_RP['OWN_CONNECTION'] should be None or False.", hint)
 
 
 def _written_providers() -> Iterator[tuple[conf.Provider | None, list[Mistake]]]:
@@ -130,9 +253,27 @@ def _token_key_mistakes(keys: Any) -> Iterator[Mistake]:
     if not isinstance(keys, list | tuple):
         yield Mistake("E010", "OIDC_RP['TOKEN_KEYS'] should be a list.", hint)
         return
+    derived = _made_of_secret_keys()
     for number, key in enumerate(keys):
-        if not isinstance(key, str) or not _TOKEN_KEY.fullmatch(key):
+        if not is_key(key):
             yield Mistake("E010", f"OIDC_RP['TOKEN_KEYS'][{number}] is no key.", hint)
+        elif urlsafe_b64decode(key[:43] + "=") in derived:
+            message = f"OIDC_RP['TOKEN_KEYS'][{number}] is made of SECRET_KEY."
+            yield Mistake("E010", message, f"Whoever has one has both. {_NEW_KEY}")
+
+
+def _made_of_secret_keys() -> set[bytes]:
+    """32 octets as people make them of SECRET_KEY."""
+    secrets: Sequence[Any] = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
+    return {octets for secret in secrets for octets in _made_of(str(secret).encode())}
+
+
+def _made_of(secret: bytes) -> Iterator[bytes]:
+    yield from (secret[:32], secret[-32:], secret.ljust(32, b"0")[:32])
+    for hashed in (sha256(secret), sha512(secret)):
+        yield from (hashed.digest()[:32], hashed.hexdigest()[:32].encode())
+    if is_key(as_key := secret[:43].decode(errors="replace")):
+        yield urlsafe_b64decode(as_key + "=")
 
 
 def _backend_messages() -> Iterator[CheckMessage]:
@@ -169,9 +310,19 @@ def _imported(path: str) -> Any:
 def _middleware_messages() -> Iterator[CheckMessage]:
     for path in (_SESSION, _AUTHENTICATION):
         name = path.rpartition(".")[2]
-        classes = [_imported(item) for item in settings.MIDDLEWARE]
-        if not any(isinstance(c, type) and issubclass(c, import_string(path)) for c in classes):
+        if not _has_middleware(path):
             yield Error(f"MIDDLEWARE lacks {name}.", hint=f"Add {path!r}.", id="oidc_rp.E016")
+
+
+def _has_middleware(path: str) -> bool:
+    """Whether this middleware is there, or one that is made of it."""
+    if path in settings.MIDDLEWARE:
+        return True
+    wanted = import_string(path)
+    classes = [_imported(item) for item in settings.MIDDLEWARE]
+    return isinstance(wanted, type) and any(
+        isinstance(found, type) and issubclass(found, wanted) for found in classes
+    )
 
 
 def _url_messages() -> Iterator[CheckMessage]:

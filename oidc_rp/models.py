@@ -1,12 +1,19 @@
-"""Who is linked by (iss, sub)."""
+"""Who is linked by (iss, sub), and the tokens that are kept for them, sealed; knows no HTTP."""
 
+from datetime import datetime, timedelta
+from datetime import timezone as tz
 from hashlib import sha256
+from secrets import token_hex
+from time import time_ns
 from typing import Any
 
 from django.conf import settings
 from django.db import models, router
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+
+from .sealing import Context
 
 
 class IdentityManager(models.Manager["Identity"]):
@@ -57,3 +64,237 @@ class Identity(models.Model):
         """Save; the digest always is that of iss and sub."""
         self.digest = digest(self.iss, self.sub)
         super().save(*args, **kwargs)
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=tz.utc)
+MICROSECOND = timedelta(microseconds=1)
+
+CLOCKS = {
+    "postgresql": "(EXTRACT(EPOCH FROM CLOCK_TIMESTAMP()) * 1000000)::bigint",
+    "mysql": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))",
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000",
+}
+"""The database's own clock as an InstantField keeps a time: hosts may differ, it does not."""
+
+
+class InstantField(models.BigIntegerField):  # type: ignore[type-arg]
+    """A moment: an aware datetime in Python, whole microseconds since the epoch when stored.
+
+    So one plain expression compares it with the database's clock, on every database and whatever
+    USE_TZ and TIME_ZONE say.
+    """
+
+    description = _("Moment")
+
+    def from_db_value(self, value: int | None, *_: Any) -> datetime | None:
+        return None if value is None else EPOCH + value * MICROSECOND
+
+    def get_prep_value(self, value: Any) -> int | None:
+        if isinstance(value, datetime):
+            return (timezone.localtime(value, tz.utc) - EPOCH) // MICROSECOND
+        return super().get_prep_value(value)  # type: ignore[no-any-return]
+
+    def to_python(self, value: Any) -> datetime | None:
+        if value is None or isinstance(value, datetime):
+            return value
+        return EPOCH + int(value) * MICROSECOND
+
+
+class DatabaseClock(models.Func):
+    """The time by the database's clock, or so much later, as the value of an InstantField."""
+
+    output_field = InstantField()
+    arity = 0
+
+    def __init__(self, later: timedelta = timedelta(0)) -> None:
+        super().__init__()
+        self.later = later // MICROSECOND
+
+    def as_sql(self, compiler: Any, connection: BaseDatabaseWrapper, *_: Any, **__: Any) -> Any:
+        return f"({CLOCKS[connection.vendor]} + {self.later})", []
+
+
+def record_id() -> str:
+    """A key that is known before the row is written, so that a seal can name it; grows with time
+    (48 bits of milliseconds, 80 random), so that rows which are made together lie together."""
+    return f"{time_ns() // 1_000_000:012x}{token_hex(10)}"
+
+
+def _sealed() -> Any:
+    return models.TextField(editable=False, default="")
+
+
+def _key_id() -> Any:
+    return models.CharField(max_length=16, editable=False, default="")
+
+
+def _record_id() -> Any:
+    return models.CharField(
+        primary_key=True, max_length=32, default=record_id, editable=False, serialize=False
+    )
+
+
+class Grant(models.Model):
+    """What one person allowed this site at one OP: a refresh token, and who may spend it now.
+
+    A durable grant (offline access) is one row for each identity and client, whatever logins come;
+    the others belong to the browser session that holds their id. The columns from `lease_owner` to
+    `last_error_at` are the state of refresh.py, where the transitions are drawn.
+    """
+
+    OPEN, CLOSED = "open", "closed"
+
+    id = _record_id()
+    identity = models.ForeignKey(
+        Identity, on_delete=models.CASCADE, related_name="grants", verbose_name=_("identity")
+    )
+    provider = models.SlugField(_("provider"), max_length=50, db_index=False)
+    client_id = models.TextField()
+    durable = models.BooleanField(_("offline access"), default=False)
+    # The digest of identity and client for the durable one; databases let many rows have no slot.
+    slot = models.CharField(max_length=64, null=True, editable=False)  # noqa: DJ001
+    scope = models.TextField(_("scope"), default="")
+    refresh_token = _sealed()
+    key_id = _key_id()
+    generation = models.PositiveIntegerField(default=1)
+    status = models.CharField(max_length=6, default=OPEN)
+    lease_owner = models.CharField(max_length=100, default="", editable=False)
+    lease_until = InstantField(null=True, editable=False)
+    attempt_started_at = InstantField(null=True, editable=False)
+    in_doubt_since = InstantField(null=True, editable=False)
+    not_before = InstantField(null=True, editable=False)
+    forced_at = InstantField(null=True, editable=False)
+    failures = models.PositiveIntegerField(default=0, editable=False)
+    last_error = models.CharField(max_length=100, default="", editable=False)
+    last_error_at = InstantField(null=True, editable=False)
+    close_reason = models.CharField(max_length=50, default="", editable=False)
+    closed_at = InstantField(null=True, editable=False)
+    created_at = InstantField(default=timezone.now, editable=False)
+    refreshed_at = InstantField(null=True, editable=False)
+    refreshed_by = models.CharField(max_length=100, default="", editable=False)
+    refreshes = models.PositiveIntegerField(default=0, editable=False)
+    idle_until = InstantField(null=True, editable=False, db_index=True)
+
+    class Meta:
+        verbose_name = _("grant")
+        verbose_name_plural = _("grants")
+        constraints = [models.UniqueConstraint(fields=["slot"], name="oidc_rp_one_durable_grant")]
+        # Not by db_index: PostgreSQL would add a second one, for LIKE, and write both each time.
+        indexes = [models.Index(fields=["key_id", "id"], name="oidc_rp_grant_key")]
+
+    def __str__(self) -> str:
+        return f"{self.provider} {self.status} ({self.id})"
+
+    def context(self, generation: int) -> Context:
+        """Where the refresh token of this generation is sealed to."""
+        identity = self.identity
+        table = self._meta.db_table
+        return Context(table, "refresh_token", self.pk, identity.iss, identity.sub, generation)
+
+
+class StoredAccessToken(models.Model):
+    """The access token of a grant for one API.
+
+    resource, scope: as asked for; both empty for the token that comes without asking.
+    granted_scope: as the OP says. sent_at: when the request for it was sent, by the database's
+    clock, and expires_at by the same, so that no host's clock matters; None: the OP does not say.
+    """
+
+    id = _record_id()
+    grant = models.ForeignKey(
+        Grant, on_delete=models.CASCADE, related_name="access_tokens", db_index=False
+    )
+    resource = models.TextField(default="")
+    scope = models.TextField(default="")
+    target = models.CharField(max_length=64, editable=False)
+    granted_scope = models.TextField(default="")
+    access_token = _sealed()
+    key_id = _key_id()
+    generation = models.PositiveIntegerField(default=1)
+    sent_at = InstantField(default=timezone.now)
+    expires_at = InstantField(null=True)
+
+    class Meta:
+        verbose_name = _("access token")
+        verbose_name_plural = _("access tokens")
+        constraints = [
+            models.UniqueConstraint(fields=["grant", "target"], name="oidc_rp_one_token_per_target")
+        ]
+        indexes = [models.Index(fields=["key_id", "id"], name="oidc_rp_access_token_key")]
+
+    def __str__(self) -> str:
+        return f"{self.resource or self.grant_id} ({self.id})"
+
+    def context(self) -> Context:
+        """Where this access token is sealed to."""
+        identity, table = self.grant.identity, self._meta.db_table
+        return Context(table, "access_token", self.pk, identity.iss, identity.sub, self.generation)
+
+
+class PendingRevocation(models.Model):
+    """A token that the OP is still to be told about (RFC 7009). Written in the transaction that
+    ends its grant, sent after it, and tried again until the OP has understood."""
+
+    id = _record_id()
+    provider = models.SlugField(max_length=50, db_index=False)
+    client_id = models.TextField()
+    iss = models.TextField()
+    sub = models.CharField(max_length=255)
+    token = _sealed()
+    key_id = _key_id()
+    reason = models.CharField(max_length=50)
+    attempts = models.PositiveIntegerField(default=0)
+    last_error = models.CharField(max_length=100, default="")
+    not_before = InstantField(default=timezone.now, db_index=True)
+    created_at = InstantField(default=timezone.now)
+
+    class Meta:
+        verbose_name = _("pending revocation")
+        verbose_name_plural = _("pending revocations")
+        indexes = [models.Index(fields=["key_id", "id"], name="oidc_rp_revocation_key")]
+
+    def __str__(self) -> str:
+        return f"{self.provider} {self.reason} ({self.id})"
+
+    def context(self) -> Context:
+        """Where this token is sealed to."""
+        return Context(self._meta.db_table, "token", self.pk, self.iss, self.sub, 0)
+
+
+class ProviderCircuit(models.Model):
+    """A provider that refuses this client: nobody asks it for tokens before `not_before`."""
+
+    provider = models.SlugField(primary_key=True, max_length=50)
+    not_before = InstantField()
+    failures = models.PositiveIntegerField(default=1)
+    last_error = models.CharField(max_length=100)
+    last_error_at = InstantField()
+
+    class Meta:
+        verbose_name = _("provider circuit")
+        verbose_name_plural = _("provider circuits")
+
+    def __str__(self) -> str:
+        return f"{self.provider} ({self.last_error})"
+
+
+class Event(models.Model):
+    """Something that happened to an identity's tokens: what, when, why, and who did it."""
+
+    identity = models.ForeignKey(Identity, on_delete=models.CASCADE, related_name="events")
+    grant = models.ForeignKey(
+        Grant, null=True, on_delete=models.SET_NULL, related_name="events", db_index=False
+    )
+    at = InstantField(default=timezone.now)
+    name = models.CharField(max_length=50)
+    code = models.CharField(max_length=100, default="")
+    actor = models.CharField(max_length=100, default="")
+
+    class Meta:
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["grant"], name="oidc_rp_event_grant")]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.code}".strip()

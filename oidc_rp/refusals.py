@@ -72,6 +72,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     "discovery": _BUSY,
     "jwks": _BUSY,
     "transport": _BUSY,
+    "revocation": _BUSY,
     "authorization": Explanation(
         _("The sign-in service did not let the sign-in go ahead."), _AGAIN
     ),
@@ -83,6 +84,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     "discovery.issuer": _SETUP,
     "client": _SETUP,
     "configuration": _SETUP,
+    "scopes": Explanation(_("This sign-in link is not one that this site made."), _AGAIN),
     "provider.unknown": Explanation(
         _("There is no sign-in service of this name here."), _("Choose one from the list.")
     ),

@@ -20,6 +20,7 @@ from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
 from .errors import InvalidResponse
+from .grants import Owner
 from .protocol.authentication import AuthenticationRequest
 from .relying_party import Login
 
@@ -171,7 +172,7 @@ def _first_use_anywhere(state: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CurrentLogin:
-    """How this browser session signed in. No token is in it.
+    """How this browser session signed in. No token is in it; `grant` is the id of what keeps them.
 
     scope: as granted to the access token. expires_at: of the access token, aware, or None.
     auth_time: when the person last authenticated at the OP, aware, or None.
@@ -185,6 +186,7 @@ class CurrentLogin:
     auth_time: datetime | None
     acr: str | None
     amr: tuple[str, ...]
+    grant: str = ""
 
 
 def note_local_login(request: Any, user: Any, **_: Any) -> None:
@@ -216,8 +218,8 @@ def clear_for(request: HttpRequest, user: Any, *, keep_anonymous: bool) -> None:
         session.cycle_key()  # Django's login() does it for everybody else
 
 
-def store_login(session: SessionBase, login: Login) -> None:
-    """Note in the session, after its key has changed, how it signed in."""
+def store_login(session: SessionBase, login: Login, grant: str = "") -> None:
+    """Note in the session, after its key has changed, how it signed in; grant: the id, if any."""
     claims = login.id_token.claims
     acr, amr = claims.get("acr"), claims.get("amr")
     expires_at = login.tokens.expires_at
@@ -230,6 +232,7 @@ def store_login(session: SessionBase, login: Login) -> None:
         "auth_time": login.id_token.auth_time,
         "acr": acr if _is_short(acr) else None,
         "amr": [*filter(_is_short, amr)][:MAX_AMR] if isinstance(amr, list) else [],
+        "grant": grant,
     }
 
 
@@ -252,3 +255,17 @@ def _moment(seconds: float | None) -> datetime | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, tz=timezone.get_fixed_timezone(0))
+
+
+def grant_of(session: SessionBase) -> str:
+    """The id of the grant that this session holds, or an empty text."""
+    stored = session.get(CURRENT)
+    return str(stored.get("grant", "")) if isinstance(stored, dict) else ""
+
+
+def owner_of(request: HttpRequest) -> Owner | None:
+    """Whose grant this browser session may use; None when it has none."""
+    grant = grant_of(request.session)
+    if not grant or not request.user.is_authenticated:
+        return None
+    return Owner(request.user.pk, grant)

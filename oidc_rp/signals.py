@@ -16,6 +16,12 @@ signed_in = Signal()
 identity_linked = Signal()
 """An identity now belongs to a user, new or known: request, user, identity."""
 
+tokens_refreshed = Signal()
+"""New tokens are stored: identity, grant. Sent from the thread that refreshed them."""
+
+grant_closed = Signal()
+"""No token can be had from a grant any more: identity, grant, reason (str)."""
+
 login_failed = Signal()
 """A login was refused: request, provider (slug or None), error (OIDCError), reference (str)."""
 

@@ -40,9 +40,10 @@ from mozilla_django_oidc.views import (
     OIDCLogoutView,
 )
 
-from . import conf, sessions, signals
+from . import conf, grants, refresh, sessions, signals
 from .backends import CallbackResponse, SignIn
 from .errors import ConfigurationError, InvalidResponse, OIDCError
+from .login_urls import SCOPES_FIELD_NAME, added_scopes
 from .models import Identity
 from .refusals import refuse
 from .relying_party import RelyingParty, relying_party
@@ -99,12 +100,15 @@ class LoginView(RefusingView, OIDCAuthenticationRequestView):  # type: ignore[mi
 
     def _start(self, request: HttpRequest, slug: str, *, by_post: bool) -> HttpResponse:
         party = relying_party(slug)
+        more_scopes = added_scopes(slug, _parameters(request).get(SCOPES_FIELD_NAME, ""))
         additional = {
             "ui_locales": _ui_locales(party),
             **party.provider.authorization_params,
             **self.get_extra_params(request),
         }
-        url, asked = party.begin_login(_redirect_uri(request, party.provider), additional)
+        url, asked = party.begin_login(
+            _redirect_uri(request, party.provider), additional, more_scopes
+        )
         pending = sessions.PendingLogin(
             provider=slug,
             request=asked,
@@ -238,9 +242,14 @@ def _state(request: HttpRequest, received: Received) -> str:
 def _sign_in(request: HttpRequest, user: Any) -> None:
     """Start a session under a new key; nothing of another visitor's stays in it (M39)."""
     signed_in: SignIn = user.oidc_sign_in
+    before = sessions.grant_of(request.session)
+    grant = grants.keep(signed_in.login, signed_in.account.identity)
     sessions.clear_for(request, user, keep_anonymous=conf.keep_anonymous_session())
     auth_login(request, user)
-    sessions.store_login(request.session, signed_in.login)
+    sessions.store_login(request.session, signed_in.login, grant.pk if grant else "")
+    if before:
+        revoke = grants.revokes_superseded(signed_in.login.provider)
+        refresh.end_session_grant(before, grants.SUPERSEDED, revoke=revoke)
     told = {"request": request, "user": user, "identity": signed_in.account.identity}
     if signed_in.account.linked:
         signals.send_after_commit(signals.identity_linked, Identity, **told)

@@ -357,7 +357,8 @@ def test_a_returning_user_costs_no_write_that_changes_nothing(op: OpenIDProvider
         connection,
     ) as queries:
         browser.come_back(callback)
-    writes = [q["sql"] for q in queries if q["sql"].startswith('UPDATE "auth_user"')]
+    table = connection.ops.quote_name("auth_user")
+    writes = [q["sql"] for q in queries if q["sql"].startswith(f"UPDATE {table} ")]
     assert len(writes) == 1
     assert "last_login" in writes[0]
 

@@ -3,16 +3,26 @@
 import os
 import subprocess
 import sys
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256, sha512
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.checks import CheckMessage, Tags, run_checks
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from oidc_rp.backends import OIDCBackend
+from oidc_rp.middleware import TokenRenewal
+from oidc_rp.models import PendingRevocation, StoredAccessToken
+from oidc_rp.sealing import KeyRing
 from tests.test_conf import GOOD
+from tests.test_reseal import add_grant
 
 ROOT = Path(__file__).parent.parent
 KEY = "A" * 43 + "="
@@ -31,7 +41,12 @@ def one(**options: Any) -> dict[str, Any]:
 
 def test_a_good_site_has_no_mistakes(settings: Settings) -> None:
     """Nothing is told where nothing is wrong."""
-    settings.OIDC_RP = one() | {"TOKEN_KEYS": [KEY, "_-" * 21 + "A"], "TIMEOUT": 5}
+    provider = one(SCOPES=["openid", "offline_access"], API_ORIGINS=["https://api.example"])
+    settings.OIDC_RP = provider | {"TOKEN_KEYS": [KEY, "_-" * 21 + "A"], "TIMEOUT": 5}
+    assert found() == {}
+    settings.OIDC_RP |= {"REFRESH_WAIT": 5.5, "WORKER_TIMEOUT": 6, "OWN_CONNECTION": False}
+    assert found() == {}
+    settings.OIDC_RP |= {"OWN_CONNECTION": None}
     assert found() == {}
 
 
@@ -58,6 +73,7 @@ SETTINGS: list[tuple[str, Any]] = [
     ("E010", one() | {"TOKEN_KEYS": [KEY[1:]]}),
     ("E010", one() | {"TOKEN_KEYS": [b"A" * 32]}),
     ("E010", one() | {"TOKEN_KEYS": ["!" * 43]}),
+    ("E010", one() | {"TOKEN_KEYS": [KEY + "\n"]}),
     ("E012", {"PROVIDERS": ["op"]}),
     ("E012", {"PROVIDERS": "no.such.callable"}),
     ("E012", {"TOKEN_KEYS": []}),
@@ -66,6 +82,10 @@ SETTINGS: list[tuple[str, Any]] = [
     ("E013", one(METADATA={"jwks_uri": "http://op.example/jwks"})),
     ("E014", one(AUTHORIZATION_PARAMS={"nonce": "mine"})),
     ("E015", one(TENANTS=["one"])),
+    ("E004", one() | {"REFRESH_WAIT": "12"}),
+    ("E004", one() | {"REFRESH_WAIT": 0}),
+    ("E004", one() | {"WORKER_TIMEOUT": True}),
+    ("E004", one() | {"OWN_CONNECTION": "no"}),
     ("E018", one(CLAIMS={"nickname": "nickname"})),
     ("E018", one(CLAIMS={"is_superuser": "admin"})),
     ("E018", one(CLAIMS={"is_staff": "admin"})),
@@ -73,6 +93,12 @@ SETTINGS: list[tuple[str, Any]] = [
     ("E018", one(CLAIMS={"id": "sub"})),
     ("E018", one(CLAIMS={"groups": "groups"})),
     ("E018", one(CLAIMS={"oidc_identities": "sub"})),
+    ("E019", one(SCOPES=["openid", "offline_access"])),
+    ("E019", one(AUTHORIZATION_PARAMS={"access_type": "offline"}) | {"TOKEN_KEYS": []}),
+    ("E019", one(API_ORIGINS=["https://api.example"])),
+    ("E021", one(TIMEOUT=12) | {"TOKEN_KEYS": [KEY]}),
+    ("E021", one() | {"TOKEN_KEYS": [KEY], "REFRESH_WAIT": 10}),
+    ("E021", one() | {"TOKEN_KEYS": [KEY], "WORKER_TIMEOUT": 12}),
     ("W004", one(DANGEROUSLY_LINK_BY_EMAIL=lambda user: True)),
 ]
 
@@ -198,6 +224,7 @@ def test_the_backend_is_looked_at(settings: Settings, backend: str, codes: list[
         assert "Deaf.verify_token" in messages["W001"].msg
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("backend", "codes"), [("locmem.LocMemCache", ["W005"]), ("redis.RedisCache", [])]
 )
@@ -210,6 +237,186 @@ def test_a_cache_per_process_is_told_at_deployment(
     settings.CACHES = {"default": {"BACKEND": path, "LOCATION": "redis://127.0.0.1:1"}}
     assert list(found(deploy=True)) == codes
     assert found() == {}
+
+
+# Tokens at rest
+
+SECRET = "django-insecure-7^w1!r$yq0m+o@kf3u=zx9v2c8b5n4a6d"
+MADE_OF_IT = {
+    "its first 32 characters": SECRET[:32].encode(),
+    "its last 32": SECRET[-32:].encode(),
+    "its SHA-256": sha256(SECRET.encode()).digest(),
+    "its SHA-512, cut short": sha512(SECRET.encode()).digest()[:32],
+    "its SHA-256 in hex, cut short": sha256(SECRET.encode()).hexdigest()[:32].encode(),
+}
+
+
+@pytest.mark.parametrize("octets", MADE_OF_IT.values(), ids=MADE_OF_IT)
+@pytest.mark.parametrize("name", ["SECRET_KEY", "SECRET_KEY_FALLBACKS"])
+def test_M52_a_token_key_that_is_made_of_the_secret_key_is_told(
+    settings: Settings, octets: bytes, name: str
+) -> None:
+    """Whoever reads SECRET_KEY, in an old backup too, must not read tokens; it is not printed."""
+    setattr(settings, name, SECRET if name == "SECRET_KEY" else [SECRET])
+    key = urlsafe_b64encode(octets).decode()
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": [KEY, key]}
+    messages = found()
+    assert list(messages) == ["E010"]
+    assert messages["E010"].msg == "OIDC_RP['TOKEN_KEYS'][1] is made of SECRET_KEY."
+    assert key not in repr(messages)
+
+
+def test_M52_a_secret_key_is_no_token_key(settings: Settings) -> None:
+    """Nor one that looks like it."""
+    settings.SECRET_KEY = "_-" * 21 + "A" + "more"
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": ["_-" * 21 + "A"]}
+    assert list(found()) == ["E010"]
+
+
+def test_both_mistakes_about_times_are_told(settings: Settings) -> None:
+    """For each provider that is too slow, and for the web server."""
+    providers = {"slow": GOOD | {"TIMEOUT": 20}, "fast": GOOD | {"CLIENT_ID": "2", "TIMEOUT": 2}}
+    settings.OIDC_RP = {"PROVIDERS": providers, "TOKEN_KEYS": [KEY], "REFRESH_WAIT": 40}
+    assert found()["E021"].msg == "REFRESH_WAIT (40 s) is not less than WORKER_TIMEOUT (30 s)."
+    del settings.OIDC_RP["REFRESH_WAIT"]
+    assert found()["E021"].msg == (
+        "OIDC_RP['PROVIDERS']['slow']: TIMEOUT (20 s) is not less than REFRESH_WAIT (12 s)."
+    )
+    settings.OIDC_RP = {"PROVIDERS": providers}
+    assert found() == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "atomic", "middleware", "options", "codes"),
+    [
+        ([KEY], False, [], {}, []),
+        ([], True, [], {}, []),
+        ([KEY], True, [], {}, ["W007"]),
+        ([KEY], True, ["oidc_rp.middleware.TokenRenewal"], {}, []),
+        ([KEY], True, ["tests.test_checks.Renewal"], {}, []),
+        ([KEY], True, ["oidc_rp.middleware.TokenRenewal"], {"OWN_CONNECTION": False}, ["W007"]),
+    ],
+)
+def test_atomic_requests_are_told_where_tokens_are_refreshed(
+    settings: Settings,
+    keys: list[str],
+    atomic: bool,
+    middleware: list[str],
+    options: dict[str, Any],
+    codes: list[str],
+) -> None:
+    """A view that raises rolls back what it wrote; a refresh had better be over by then."""
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": keys} | options
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, *middleware]
+    with changed(connection.settings_dict, ATOMIC_REQUESTS=atomic):
+        assert list(found()) == codes
+
+
+class Renewal(TokenRenewal):
+    """A site's own."""
+
+
+@contextmanager
+def changed(entries: dict[str, Any], **values: Any) -> Iterator[None]:
+    before = dict(entries)
+    entries |= values
+    try:
+        yield
+    finally:
+        entries |= before
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("keys", "debug", "codes"), [([KEY], False, ["W006"]), ([KEY], True, []), ([], False, [])]
+)
+def test_tokens_in_sqlite_are_told_at_deployment(
+    settings: Settings, keys: list[str], debug: bool, codes: list[str]
+) -> None:
+    """It is for development, and for sites that keep no tokens."""
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": keys}
+    settings.DEBUG = debug
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache"}}
+    assert list(found(deploy=True)) == codes
+    assert found() == {}
+
+
+def stored_keys(*databases: str, deploy: bool = False) -> list[str]:
+    """What E020 says, of each key that is missing."""
+    tags = [Tags.security if deploy else Tags.database]
+    messages = run_checks(tags=tags, databases=databases, include_deployment_checks=deploy)
+    return [
+        message.msg.split()[4].rstrip(",") for message in messages if message.id == "oidc_rp.E020"
+    ]
+
+
+@pytest.mark.django_db
+def test_M52_stored_keys_that_are_missing_are_named(settings: Settings) -> None:
+    """By `check --database`, so also by migrate, and at deployment; for each column of tokens."""
+    rings = [KeyRing([letter * 42 + "A"]) for letter in "BCD"]
+    ids = [ring.key_ids[0] for ring in rings]
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": [KEY]}
+    assert stored_keys("default") == []
+    grant = add_grant("one", rings[0])
+    add_grant("two", rings[0])
+    add_grant("closed", refresh_token="", key_id="")
+    StoredAccessToken.objects.create(grant=grant, target="x", key_id=ids[1])
+    PendingRevocation.objects.bulk_create([PendingRevocation(key_id=ids[2])])
+    PendingRevocation.objects.bulk_create([PendingRevocation(key_id=KeyRing([KEY]).key_ids[0])])
+    assert stored_keys("default") == stored_keys(deploy=True) == sorted(ids)
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": [KEY, "C" * 42 + "A"]}
+    assert stored_keys("default") == sorted([ids[0], ids[2]])
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": []}
+    assert len(stored_keys("default")) == 4
+
+
+@pytest.mark.django_db
+def test_stored_keys_are_not_looked_for_unasked(settings: Settings) -> None:
+    """`manage.py check` needs no database; and a wrong key has its own message."""
+    add_grant("one")
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": ["B" * 42 + "A"]}
+    with CaptureQueriesContext(connection) as queries:
+        assert stored_keys() == []
+        assert found() == {}
+    assert len(queries) == 0
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": ["no key"]}
+    assert stored_keys("default") == []
+
+
+@pytest.mark.django_db
+def test_M52_stored_keys_are_found_by_few_look_ups(settings: Settings) -> None:
+    """As many statements as keys, and one, for each column; however many rows there are."""
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": ["A" * 43]}
+    for number in range(20):
+        add_grant(f"user{number}", KeyRing([("AB"[number % 2]) * 42 + "A"]))
+    with CaptureQueriesContext(connection) as queries:
+        assert len(stored_keys("default")) == 1
+    look_ups = [query["sql"] for query in queries if "MIN(" in query["sql"]]
+    assert len(look_ups) == 3 + 1 + 1
+    with connection.cursor() as cursor:
+        for look_up in look_ups:
+            cursor.execute(f"EXPLAIN QUERY PLAN {look_up}")
+            assert "SEARCH" in str(plan := cursor.fetchall()), plan
+
+
+@pytest.mark.django_db
+def test_stored_keys_are_not_looked_for_before_the_tables_are_there(settings: Settings) -> None:
+    """The first migrate runs the check, too."""
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": [KEY]}
+    add_grant("one", KeyRing(["B" * 42 + "A"]))
+    assert len(stored_keys("default")) == 1
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE oidc_rp_grant RENAME TO oidc_rp_gone")
+    assert stored_keys("default") == stored_keys(deploy=True) == []
+
+
+@pytest.mark.django_db
+def test_stored_keys_are_not_looked_for_in_a_table_of_before(settings: Settings) -> None:
+    """The next migrate adds the column."""
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": [KEY]}
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE oidc_rp_grant RENAME COLUMN key_id TO gone")
+    assert stored_keys("default") == []
 
 
 def test_check_prints_id_and_hint(tmp_path: Path) -> None:

@@ -1,0 +1,601 @@
+"""What is kept of a grant: each read and each compare-and-set on its row. No HTTP, no waiting.
+
+The generation fences every write: it grows with each stored result, login and logout, and what was
+learned under an older one changes nothing (docs/refresh.md).
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, NamedTuple, cast
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import FieldDoesNotExist
+from django.db import DatabaseError, IntegrityError, InterfaceError, connections, router
+from django.db.models import Case, F, Q, When
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+
+from . import conf
+from .errors import ConfigurationError, SealError
+from .models import (
+    CLOCKS,
+    EPOCH,
+    MICROSECOND,
+    DatabaseClock,
+    Event,
+    Grant,
+    Identity,
+    PendingRevocation,
+    StoredAccessToken,
+    record_id,
+)
+from .own_connection import transaction_on
+from .protocol.token_endpoint import TokenResponse
+from .protocol.tokens import AccessToken, RefreshToken
+from .relying_party import Login
+from .sealing import Context, key_id, key_ring
+
+logger = logging.getLogger("oidc_rp")
+
+# Why a grant is closed
+ROTATION_LOST = "rotation_lost"
+REVOKED_OR_EXPIRED = "revoked_or_expired"
+SUBJECT_CHANGED = "subject_changed"
+SEAL_BROKEN = "seal_broken"
+SUPERSEDED = "superseded"
+LOGOUT = "logout"
+DEACTIVATED = "deactivated"
+UNLINKED = "unlinked"
+EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose grant: the one of this id, as the browser session of this user holds it; or, without
+    an id, the durable one of this user at this provider (slug)."""
+
+    user_id: Any
+    grant: str = ""
+    provider: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which API an access token is for: RFC 8707's `resource`, and a narrower `scope`.
+
+    Empty: what the OP gives without being asked.
+    """
+
+    resource: str = ""
+    scope: str = ""
+    digest: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        scope = " ".join(sorted(self.scope.split()))
+        text = f"{len(self.resource)}:{self.resource}{scope}"
+        object.__setattr__(self, "scope", scope)
+        object.__setattr__(self, "digest", sha256(text.encode()).hexdigest())
+
+
+ANY = Target()
+"""The API whose tokens come without asking, with all the scope that was granted."""
+
+
+class Reading(NamedTuple):
+    """A grant and its access token for one API, as they stand in the database at `now`.
+
+    Moments are microseconds by the database's clock.
+    """
+
+    now: int
+    grant: str
+    identity: int
+    provider: str
+    iss: str
+    sub: str
+    user_is_active: bool
+    status: str
+    lease_until: int | None
+    not_before: int | None
+    key_id: str
+    token: str | None
+    sealed: str | None
+    granted_scope: str | None
+    generation: int | None
+    sent_at: int | None
+    expires_at: int | None
+
+    @property
+    def may_be_renewed(self) -> bool:
+        """Whether there is a refresh token, nobody is spending it, and the OP may be asked."""
+        is_free = self.lease_until is None or self.lease_until < self.now
+        is_due = self.not_before is None or self.not_before <= self.now
+        return self.status == Grant.OPEN and bool(self.key_id) and is_free and is_due
+
+    def context(self) -> Context:
+        """Where the access token is sealed to."""
+        table = StoredAccessToken._meta.db_table
+        return Context(
+            table, "access_token", self.token or "", self.iss, self.sub, self.generation or 0
+        )
+
+
+def database() -> str:
+    """The alias that grants are written to, and so read from: a replica may be behind."""
+    return router.db_for_write(Grant)
+
+
+def read(owner: Owner, target: Target) -> Reading | None:
+    """What there is for `owner` to call `target` with; one statement, by unique look-ups."""
+    alias = database()
+    user_id = _user_field().get_db_prep_value(owner.user_id, connections[alias])
+    which = [owner.grant, target.digest, user_id, owner.grant]
+    if not owner.grant:
+        which = [target.digest, user_id, owner.provider]
+    with connections[alias].cursor() as cursor:
+        cursor.execute(_reading(alias, bool(owner.grant)), [user_id, *which])
+        row = cursor.fetchone()
+    return row and Reading._make(row)
+
+
+def _user_field() -> Any:
+    return Identity._meta.get_field("user")
+
+
+@lru_cache(maxsize=8)
+def _reading(alias: str, by_id: bool) -> str:
+    """Plain SQL: to compose a statement takes Django longer than to run this one.
+
+    A value that is known stands wherever it may: that saves PostgreSQL a third of its planning,
+    which takes longer than the look-ups.
+    """
+    connection, user = connections[alias], get_user_model()
+    quote = connection.ops.quote_name
+    grant, identity = quote(Grant._meta.db_table), quote(Identity._meta.db_table)
+    token, users = quote(StoredAccessToken._meta.db_table), quote(user._meta.db_table)
+    pk = quote(_user_field().target_field.column)
+    try:
+        active: Any = user._meta.get_field("is_active")
+        is_active = f"u.{quote(active.column)}"
+    except FieldDoesNotExist:
+        is_active = "1"  # a property of the class, which refresh.py asks
+    its_token = "t.grant_id = %s" if by_id else "t.grant_id = g.id"
+    which = "g.id = %s" if by_id else "g.provider = %s AND g.durable ORDER BY g.id DESC LIMIT 1"
+    return (
+        f"SELECT {CLOCKS[connection.vendor]}, g.id, g.identity_id, g.provider, i.iss, i.sub, "  # noqa: S608
+        f"{is_active}, g.status, g.lease_until, g.not_before, g.key_id, t.id, t.access_token, "
+        f"t.granted_scope, t.generation, t.sent_at, t.expires_at "
+        f"FROM {grant} g JOIN {identity} i ON i.id = g.identity_id "
+        f"JOIN {users} u ON u.{pk} = %s "
+        f"LEFT JOIN {token} t ON {its_token} AND t.target = %s "
+        f"WHERE i.user_id = %s AND {which}"
+    )
+
+
+def load(grant: str) -> Any:
+    """The grant as it stands now, with identity, user, and the database's time as `.now`; or None.
+
+    The circuit of its provider comes along as `.circuit_until` and `.circuit_error`.
+    """
+    return (
+        Grant.objects.using(database())
+        .select_related("identity__user")
+        .annotate(now=DatabaseClock())
+        .filter(pk=grant)
+        .first()
+    )
+
+
+# Compare and set
+
+
+def claim(grant: Grant, owner: str, *, lease: timedelta) -> bool:
+    """Take the right to call the OP for this grant, unless somebody has it (T3, T13, T14).
+
+    A lease that ended without a result leaves its mark: nobody knows whether the token was spent.
+    """
+    free = Q(lease_until=None) | Q(lease_until__lt=DatabaseClock())
+    due = Q(not_before=None) | Q(not_before__lte=DatabaseClock())
+    unfinished = Case(When(lease_until__isnull=False, then=F("attempt_started_at")))
+    with transaction_on(database()):
+        # MariaDB and MySQL assign from left to right: what is read must come first.
+        return bool(
+            _still(grant)
+            .filter(free, due)
+            .update(
+                in_doubt_since=Coalesce(F("in_doubt_since"), unfinished),
+                lease_owner=owner,
+                lease_until=DatabaseClock(lease),
+                attempt_started_at=DatabaseClock(),
+            )
+        )
+
+
+def keep_lease(grant: Grant, owner: str, *, lease: timedelta) -> bool:
+    """Let the lease end later, if it is still this owner's."""
+    with transaction_on(database()):
+        mine = _still(grant).filter(lease_owner=owner)
+        return bool(mine.update(lease_until=DatabaseClock(lease)))
+
+
+def release(grant: Grant, owner: str, **changes: Any) -> bool:
+    """End this owner's attempt without a result, and note what is known of it."""
+    with transaction_on(database()):
+        return bool(
+            _still(grant)
+            .filter(lease_owner=owner)
+            .update(lease_owner="", lease_until=None, attempt_started_at=None, **changes)
+        )
+
+
+def pause(grant: Grant, duration: timedelta, code: str) -> None:
+    """Let nobody ask the OP for this grant for a while."""
+    with transaction_on(database()):
+        _still(grant).update(
+            not_before=DatabaseClock(duration),
+            failures=F("failures") + 1,
+            last_error=code,
+            last_error_at=DatabaseClock(),
+        )
+
+
+def reject(grant: Grant, generation: int, target: Target, *, every: timedelta) -> bool:
+    """Take an access token for expired that an API refused, once in `every` for a grant (T16)."""
+    rested = Q(forced_at=None) | Q(forced_at__lt=DatabaseClock(-every))
+    with transaction_on(database()):
+        if not _still(grant).filter(rested).update(forced_at=DatabaseClock()):
+            return False
+        refused = StoredAccessToken.objects.using(database()).filter(
+            grant=grant, target=target.digest, generation=generation
+        )
+        return bool(refused.update(expires_at=DatabaseClock(), sent_at=DatabaseClock()))
+
+
+def _still(grant: Grant) -> Any:
+    """This very row, if nothing has changed its generation or closed it."""
+    return Grant.objects.using(database()).filter(
+        pk=grant.pk, generation=grant.generation, status=Grant.OPEN
+    )
+
+
+# What a token response changes
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """The outcome of a refresh, sealed: it may wait in a journal until the database takes it.
+
+    generation: the one it replaces. since: the earliest one that it does; those between were rolled
+    back with their caller. access: columns of the StoredAccessToken, or None.
+    """
+
+    grant: str
+    since: int
+    generation: int
+    refresh_token: str
+    access: Mapping[str, Any] | None
+    refreshed_by: str
+    idle_until: int
+
+
+def rotation(
+    grant: Any,
+    refresh_token: RefreshToken,
+    tokens: TokenResponse | None,
+    target: Target,
+    *,
+    lifetime: timedelta | None,
+    idle_lifetime: timedelta,
+) -> Rotation:
+    """Seal what the OP answered for the generation after this one.
+
+    lifetime: of the access token, from when the request was sent (`grant.now`); None: not told.
+    """
+    generation = grant.generation + 1
+    context = grant.context(generation)
+    return Rotation(
+        grant=grant.pk,
+        since=grant.generation,
+        generation=grant.generation,
+        refresh_token=key_ring().seal(refresh_token.reveal(), context),
+        access=None if tokens is None else _access(grant, generation, tokens, target, lifetime),
+        refreshed_by=worker(),
+        idle_until=_micros(grant.now + idle_lifetime),
+    )
+
+
+def _access(
+    grant: Any,
+    generation: int,
+    tokens: TokenResponse,
+    target: Target,
+    lifetime: timedelta | None,
+) -> dict[str, Any]:
+    row, identity = record_id(), grant.identity
+    table = StoredAccessToken._meta.db_table
+    context = Context(table, "access_token", row, identity.iss, identity.sub, generation)
+    sealed = key_ring().seal(tokens.access_token.reveal(), context)
+    return {
+        "id": row,
+        "grant_id": grant.pk,
+        "resource": target.resource,
+        "scope": target.scope,
+        "target": target.digest,
+        "granted_scope": tokens.scope,
+        "access_token": sealed,
+        "key_id": key_id(sealed),
+        "generation": generation,
+        "sent_at": _micros(grant.now),
+        "expires_at": None if lifetime is None else _micros(grant.now + lifetime),
+    }
+
+
+def store(rotation: Rotation) -> bool:
+    """Store the outcome of a refresh, unless the grant has moved on (T5); all of it or nothing.
+
+    Whose lease it is does not matter: the generation alone says whether the result is wanted.
+    """
+    with transaction_on(database()):
+        stored = (
+            Grant.objects.using(database())
+            .filter(pk=rotation.grant, status=Grant.OPEN)
+            .filter(generation__gte=rotation.since, generation__lte=rotation.generation)
+            .update(
+                refresh_token=rotation.refresh_token,
+                key_id=key_id(rotation.refresh_token),
+                generation=rotation.generation + 1,
+                **_AT_REST,
+                refreshed_at=DatabaseClock(),
+                refreshed_by=rotation.refreshed_by,
+                refreshes=F("refreshes") + 1,
+                idle_until=rotation.idle_until,
+            )
+        )
+        if stored and rotation.access is not None:
+            _replace_access_token(rotation.access)
+    return bool(stored)
+
+
+def _replace_access_token(columns: Mapping[str, Any]) -> None:
+    tokens = StoredAccessToken.objects.using(database())
+    tokens.filter(grant=columns["grant_id"], target=columns["target"]).delete()
+    tokens.create(**columns)
+
+
+_AT_REST: dict[str, Any] = {
+    "lease_owner": "",
+    "lease_until": None,
+    "attempt_started_at": None,
+    "in_doubt_since": None,
+    "not_before": None,
+    "failures": 0,
+    "last_error": "",
+    "last_error_at": None,
+}
+"""The state of a grant that nobody is refreshing and nothing is wrong with."""
+
+
+def close(grant: Any, reason: str, *, revoke: bool, keep_access: bool = False) -> bool:
+    """End a grant: no refresh token is left in it, and whoever holds its lease comes late (T18).
+
+    revoke: tell the OP, afterwards (revocation.py). keep_access: the access tokens are still good.
+    """
+    with transaction_on(database()):
+        closed = _still(grant).update(
+            status=Grant.CLOSED,
+            generation=F("generation") + 1,
+            refresh_token="",
+            key_id="",
+            **{**_AT_REST, "last_error": grant.last_error, "last_error_at": grant.last_error_at},
+            close_reason=reason,
+            closed_at=DatabaseClock(),
+            idle_until=None,
+        )
+        if closed and not keep_access:
+            StoredAccessToken.objects.using(database()).filter(grant=grant).delete()
+        if closed and revoke and (token := opened(grant)) is not None:
+            pend_revocation(grant, token, reason)
+    return bool(closed)
+
+
+def opened(grant: Grant) -> RefreshToken | None:
+    """The refresh token, or None where there is none, or none that opens."""
+    try:
+        return refresh_token(grant)
+    except (SealError, ConfigurationError) as error:
+        logger.error("grant %s: its refresh token does not open: %s", grant.pk, error)
+        return None
+
+
+def refresh_token(grant: Grant) -> RefreshToken | None:
+    """The refresh token, or None where there is none. Raises SealError."""
+    if not grant.refresh_token:
+        return None
+    return RefreshToken(key_ring().open(grant.refresh_token, grant.context(grant.generation)))
+
+
+def access_token(reading: Reading) -> AccessToken:
+    """The access token of a reading that has one. Raises SealError."""
+    return AccessToken(key_ring().open(reading.sealed or "", reading.context()))
+
+
+def pend_revocation(
+    grant: Grant, token: RefreshToken | AccessToken, reason: str
+) -> PendingRevocation:
+    """Note a token that the OP is to revoke, in the transaction that gives it up."""
+    revocation = PendingRevocation(
+        provider=grant.provider,
+        client_id=grant.client_id,
+        iss=grant.identity.iss,
+        sub=grant.identity.sub,
+        reason=reason,
+        not_before=0,  # at once, however far this host's clock is from the database's
+    )
+    revocation.token = key_ring().seal(token.reveal(), revocation.context())
+    revocation.key_id = key_id(revocation.token)
+    revocation.save(using=database(), force_insert=True)
+    return revocation
+
+
+# A login's tokens
+
+
+def keep(login: Login, identity: Identity) -> Grant | None:
+    """Keep what a login brought, sealed, and return the grant it is in (T15).
+
+    None where nothing is worth keeping: no refresh token, and no API that tokens may be sent to.
+    """
+    tokens, provider = login.tokens, login.provider
+    if tokens.refresh_token is None and not provider.api_origins:
+        return None
+    if not conf.token_keys():
+        logger.error("TOKEN_KEYS is empty: the tokens of provider %s are lost", provider.slug)
+        return None
+    if not provider.offline and "offline_access" not in tokens.scope.split():
+        return _new_grant(login, identity, None)
+    slot = sha256(f"{identity.pk}:{provider.client_id}".encode()).hexdigest()
+    while True:
+        known = load_slot(slot)
+        if known is not None and _renewed_by_login(known, login):
+            return cast(Grant, known)
+        if known is None or (tokens.refresh_token is None and known.status != Grant.OPEN):
+            with suppress(IntegrityError):  # another login of the same person came first
+                return _new_grant(login, identity, slot if tokens.refresh_token else None)
+
+
+def load_slot(slot: str) -> Any:
+    """The durable grant of a slot, with the database's time as `.now`; or None."""
+    return (
+        Grant.objects.using(database())
+        .select_related("identity__user")
+        .annotate(now=DatabaseClock())
+        .filter(slot=slot)
+        .first()
+    )
+
+
+def _new_grant(login: Login, identity: Identity, slot: str | None) -> Grant:
+    tokens, provider = login.tokens, login.provider
+    grant: Any = Grant(
+        identity=identity,
+        provider=provider.slug,
+        client_id=provider.client_id,
+        durable=slot is not None,
+        slot=slot,
+        scope=tokens.scope,
+    )
+    with transaction_on(database()) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {CLOCKS[connection.vendor]}")
+            grant.now = grant.created_at = EPOCH + cursor.fetchone()[0] * MICROSECOND
+        if tokens.refresh_token is not None:
+            token = tokens.refresh_token.reveal()
+            grant.refresh_token = key_ring().seal(token, grant.context(grant.generation))
+            grant.key_id = key_id(grant.refresh_token)
+            grant.idle_until = grant.now + _idle_lifetime(login)
+        grant.save(using=database(), force_insert=True)
+        columns = _access(grant, grant.generation, tokens, ANY, _lifetime(login))
+        StoredAccessToken.objects.using(database()).create(**columns)
+    return grant  # type: ignore[no-any-return]
+
+
+def _renewed_by_login(known: Any, login: Login) -> bool:
+    """Put a new login's tokens into the durable grant, if it is still as it was read.
+
+    An OP that gives a refresh token at the first login only (Google) leaves the old one good.
+    """
+    refresh_token, open_now = login.tokens.refresh_token, known.status == Grant.OPEN
+    if refresh_token is None and not open_now:
+        return False
+    generation = known.generation + (refresh_token is not None)
+    changes: dict[str, Any] = {"generation": generation}
+    if refresh_token is not None:
+        sealed = key_ring().seal(refresh_token.reveal(), known.context(generation))
+        changes |= _AT_REST | {
+            "refresh_token": sealed,
+            "key_id": key_id(sealed),
+            "status": Grant.OPEN,
+            "close_reason": "",
+            "closed_at": None,
+            "provider": login.provider.slug,
+            "scope": login.tokens.scope,
+            "idle_until": known.now + _idle_lifetime(login),
+        }
+    superseded = opened(known) if refresh_token is not None and open_now else None
+    with transaction_on(database()):
+        rows = Grant.objects.using(database()).filter(pk=known.pk, generation=known.generation)
+        if not rows.filter(status=known.status).update(**changes):
+            return False
+        if refresh_token is not None:
+            StoredAccessToken.objects.using(database()).filter(grant=known).delete()
+        _replace_access_token(_access(known, generation, login.tokens, ANY, _lifetime(login)))
+        if superseded not in (None, refresh_token) and revokes_superseded(login.provider):
+            pend_revocation(known, superseded, SUPERSEDED)
+    known.generation = generation
+    return True
+
+
+def revokes_superseded(provider: conf.Provider) -> bool:
+    """Whether to revoke the token that a new login replaces: not where that ends the new one."""
+    told = provider.revoke_superseded
+    return provider.issuer not in _ONE_CONSENT if told is None else told
+
+
+# A token revoked there ends everything that the person allowed this client.
+_ONE_CONSENT = frozenset({"https://accounts.google.com"})
+
+
+def _lifetime(login: Login) -> timedelta | None:
+    expires_at = login.tokens.expires_at
+    return None if expires_at is None else expires_at - timezone.now()
+
+
+def _idle_lifetime(login: Login) -> timedelta:
+    told = login.tokens.idle_lifetime or login.provider.refresh_idle_lifetime
+    return timedelta(seconds=told)
+
+
+# What happened
+
+
+def note(grant: Any, name: str, code: str = "", actor: str = "") -> None:
+    """Add to the timeline, after the fact and outside its transaction; a failure breaks nothing."""
+    logger.info(
+        "grant %s: %s %s",
+        grant.pk,
+        name,
+        code,
+        extra={"event": name, "code": code, "grant": grant.pk},
+    )
+    try:
+        with transaction_on(database()):
+            Event.objects.using(database()).create(
+                identity_id=grant.identity_id,
+                grant_id=grant.pk,
+                name=name,
+                code=code[:100],
+                actor=actor or worker(),
+            )
+    except (DatabaseError, InterfaceError):
+        logger.exception("grant %s: %s could not be noted", grant.pk, name)
+
+
+@lru_cache(maxsize=1)
+def _host() -> str:
+    return socket.gethostname()[:60]
+
+
+def worker() -> str:
+    """Who acts: host and process."""
+    return f"{_host()}:{os.getpid()}"
+
+
+def _micros(moment: datetime) -> int:
+    return (moment - EPOCH) // MICROSECOND

@@ -1,0 +1,92 @@
+"""Where a login of ours starts: its URL, the way back from it, and the scopes that it adds."""
+
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from django.contrib.auth import REDIRECT_FIELD_NAME
+from django.core import signing
+from django.http import HttpRequest
+from django.urls import NoReverseMatch, reverse
+from django.utils.http import url_has_allowed_host_and_scheme, urlencode
+
+from .errors import InvalidResponse
+
+SCOPES_FIELD_NAME = "scopes"
+MAX_ADDED_SCOPE = 1000
+"""Characters of the scopes that one login adds, as the wire has them: they are kept until then."""
+
+_SAFE_METHODS = ("GET", "HEAD")
+
+
+def login_url(slug: str, *, next_url: str = "", scopes: Collection[str] = ()) -> str:
+    """Return the URL that starts a login at this provider, the chooser's where slug is "".
+
+    scopes: what the login asks for besides the provider's own; they are signed, so that no
+    stranger's link makes a person consent to more. "" where this site's URLs have no login.
+    """
+    try:
+        url = reverse("oidc_rp:login", args=[slug]) if slug else reverse("oidc_rp:login_chooser")
+    except NoReverseMatch:
+        return ""
+    query = {REDIRECT_FIELD_NAME: next_url} if next_url else {}
+    if scopes:
+        query[SCOPES_FIELD_NAME] = signing.dumps(" ".join(scopes), salt=_salt(slug))
+    return f"{url}?{urlencode(query)}" if query else url
+
+
+def added_scopes(slug: str, signed: str) -> tuple[str, ...]:
+    """Return the scopes that `login_url` signed for this provider.
+
+    Raises InvalidResponse "scopes.signature" for anything else; "" is none.
+    """
+    if not signed:
+        return ()
+    try:
+        return tuple(str(signing.loads(signed, salt=_salt(slug))).split())
+    except signing.BadSignature as error:
+        raise InvalidResponse("scopes.signature", "not a link of this site") from error
+
+
+def _salt(slug: str) -> str:
+    return f"oidc_rp.scopes.{slug}"
+
+
+def way_back(request: HttpRequest) -> str:
+    """Return the page to come back to after a login: this one, or the one that caused it.
+
+    A POST cannot be repeated by a redirect, and what a script fetches is no page.
+    """
+    if request.method in _SAFE_METHODS and not by_script(request):
+        return request.get_full_path()
+    referer = request.headers.get("Referer", "")
+    hosts, https = {request.get_host()}, request.is_secure()
+    if not url_has_allowed_host_and_scheme(referer, allowed_hosts=hosts, require_https=https):
+        return ""
+    page = urlsplit(referer)
+    return f"{page.path}?{page.query}" if page.query else page.path
+
+
+def by_script(request: HttpRequest) -> bool:
+    """Whether a script asked (fetch, XMLHttpRequest, htmx), as far as the request says so."""
+    mode = request.headers.get("Sec-Fetch-Mode")
+    if mode is not None and mode != "navigate":
+        return True
+    asked_with = request.headers.get("X-Requested-With", "")
+    return asked_with.lower() == "xmlhttprequest" or "HX-Request" in request.headers
+
+
+def is_page_visit(request: HttpRequest) -> bool:
+    """Whether a browser wants to show the answer in its window, so that a redirect leads on.
+
+    That of a form too: its view has failed already, and the way back is the page it stood on.
+    """
+    if by_script(request):
+        return False
+    if request.headers.get("Sec-Fetch-Mode") == "navigate":
+        return request.headers.get("Sec-Fetch-Dest", "document") == "document"
+    return accepts_html(request)
+
+
+def accepts_html(request: HttpRequest) -> bool:
+    """Whether the Accept header names HTML itself: `*/*` is what every program says."""
+    return "text/html" in request.headers.get("Accept", "")

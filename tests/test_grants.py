@@ -1,0 +1,335 @@
+"""What a login leaves behind, and how it ends: durable grants, and those of a browser session."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.test import Client
+
+from oidc_rp import conf, grants, refresh
+from oidc_rp.errors import LoginRequired
+from oidc_rp.grants import Owner
+from oidc_rp.models import Event, Grant, Identity, StoredAccessToken
+from oidc_rp.refresh import usable_token
+from oidc_rp.sealing import key_ring
+from tests.browser import Browser
+from tests.provider import REMOVE, OpenIDProvider
+from tests.tokens import (
+    HOUR,
+    Site,
+    assert_at_rest,
+    assert_closed,
+    bound,
+    expire,
+    grant,
+    history,
+    owner,
+    signed_in,
+    signed_in_here,
+    site,
+    to_revoke,
+    wait_until,
+)
+
+__all__ = ["bound", "owner", "site"]
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def token(owner: Owner) -> str:
+    return usable_token(owner).access_token.reveal()
+
+
+def needs_login(owner: Owner) -> str:
+    with pytest.raises(LoginRequired) as raised:
+        usable_token(owner)
+    return raised.value.code
+
+
+def renew(owner: Owner) -> str:
+    expire()
+    return token(owner)
+
+
+# What is kept
+
+
+def test_M51_a_login_leaves_sealed_tokens(op: OpenIDProvider, owner: Owner) -> None:
+    row, stored = grant(owner), StoredAccessToken.objects.get()
+    [refresh_token], [access_token] = op._refresh_tokens, op._access_tokens
+    assert row.refresh_token.startswith(f"v1.{row.key_id}.")
+    assert key_ring().open(row.refresh_token, row.context(1)) == refresh_token
+    assert key_ring().open(stored.access_token, stored.context()) == access_token
+    assert (row.provider, row.client_id, row.status) == ("op", op.client_id, "open")
+    assert (row.generation, row.durable, row.scope) == (1, True, "openid calendar offline_access")
+    assert stored.expires_at is not None
+    assert stored.expires_at - stored.sent_at == pytest.approx(
+        timedelta(seconds=HOUR), abs=timedelta(seconds=5)
+    )
+    assert row.idle_until - row.created_at == timedelta(days=14)
+    assert token(owner) == access_token
+
+
+def test_an_idle_lifetime_is_the_ops_or_the_settings(
+    op: OpenIDProvider, site: Site, browser: Browser
+) -> None:
+    site.has(REFRESH_IDLE_LIFETIME=600)
+    owner = signed_in(browser, op)
+    row = grant(owner)
+    assert row.idle_until - row.created_at == timedelta(seconds=600)
+    op.refresh_response["refresh_expires_in"] = 1800
+    renew(owner)
+    row = grant(owner)
+    assert row.idle_until - row.now == pytest.approx(
+        timedelta(seconds=1800), abs=timedelta(seconds=10)
+    )
+
+
+def test_a_token_without_expires_in_is_kept_too(
+    op: OpenIDProvider, site: Site, browser: Browser
+) -> None:
+    op.token_response["expires_in"] = REMOVE
+    owner = signed_in(browser, op)
+    assert StoredAccessToken.objects.get().expires_at is None
+    assert usable_token(owner).fresh_for > HOUR
+    assert op.refreshes == 0
+
+
+def test_another_scope_than_asked_for_is_kept(
+    op: OpenIDProvider, site: Site, browser: Browser
+) -> None:
+    op.token_response["scope"] = "openid"
+    owner = signed_in(browser, op)
+    assert grant(owner).scope == "openid"
+    assert usable_token(owner).scope == "openid"
+
+
+def test_nothing_is_kept_that_nobody_can_use(
+    op: OpenIDProvider, site: Site, browser: Browser
+) -> None:
+    site.has(SCOPES=["openid"], API_ORIGINS=[])
+    assert signed_in(browser, op).grant == ""
+    assert not Grant.objects.exists()
+
+
+def test_M51_without_keys_nothing_is_kept_and_the_login_goes_on(
+    op: OpenIDProvider, site: Site, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.has(top={"TOKEN_KEYS": []})
+    assert signed_in(browser, op).grant == ""
+    assert not Grant.objects.exists()
+    assert "TOKEN_KEYS is empty" in caplog.text
+
+
+# A durable grant
+
+
+def test_M55_T15_a_new_login_replaces_the_tokens_of_the_durable_grant(
+    op: OpenIDProvider, owner: Owner
+) -> None:
+    [old] = op._refresh_tokens
+    before = token(owner)
+    assert signed_in(Browser(), op) == owner
+    assert Grant.objects.count() == 1
+    assert token(owner) != before
+    assert_at_rest(owner, generation=2, durable=True)
+    wait_until(lambda: to_revoke() == [])
+    assert op.revocations == [("refresh_token", old)]
+    assert renew(owner)
+    assert (op.refreshes, op.families_lost) == (1, 0)
+
+
+def test_M55_T15_two_browsers_share_it(op: OpenIDProvider, owner: Owner, browser: Browser) -> None:
+    other = Browser()
+    assert signed_in(other, op) == owner
+    other.client.logout()
+    assert grant(owner).status == "open"
+    assert renew(owner)
+    assert op.families_lost == 0
+
+
+def test_M55_T15_the_superseded_token_is_not_revoked_where_that_ends_the_new_one(
+    op: OpenIDProvider, owner: Owner, site: Site
+) -> None:
+    site.has(REVOKE_SUPERSEDED=False)
+    op.revocation_ends_consent = True
+    assert signed_in(Browser(), op) == owner
+    assert (to_revoke(), op.calls("revocation")) == ([], 0)
+    assert renew(owner)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "told", "revokes"),
+    [
+        ("https://op.example", None, True),
+        ("https://op.example", False, False),
+        ("https://accounts.google.com", None, False),
+        ("https://accounts.google.com", True, True),
+    ],
+)
+def test_which_ops_revoke_one_token_alone(
+    site: Site, issuer: str, told: bool | None, revokes: bool
+) -> None:
+    site.has(ISSUER=issuer, **({} if told is None else {"REVOKE_SUPERSEDED": told}))
+    assert grants.revokes_superseded(conf.provider("op")) is revokes
+
+
+def test_M55_T15_an_op_that_gives_a_refresh_token_only_once(
+    op: OpenIDProvider, owner: Owner
+) -> None:
+    """Google's habit: at the second login the first one's token is still the one."""
+    sealed, before = grant(owner).refresh_token, token(owner)
+    op.token_response["refresh_token"] = REMOVE
+    assert signed_in(Browser(), op) == owner
+    assert token(owner) != before
+    assert_at_rest(owner, generation=1, refresh_token=sealed)
+    assert op.calls("revocation") == 0
+    del op.token_response["refresh_token"]
+    assert renew(owner)
+    assert (op.refreshes, op.families_lost) == (1, 0)
+
+
+def test_T15_and_none_comes_where_the_grant_has_ended(op: OpenIDProvider, owner: Owner) -> None:
+    refresh.end(owner.grant, grants.LOGOUT)
+    op.token_response["refresh_token"] = REMOVE
+    other = signed_in(Browser(), op)
+    assert other.grant != owner.grant
+    assert grant(other).durable is False
+    assert token(other)
+    del op.token_response["refresh_token"]
+    assert signed_in(Browser(), op) == owner
+    assert_at_rest(owner, close_reason="")
+    assert renew(owner)
+
+
+def test_T15_a_login_clears_what_was_wrong(op: OpenIDProvider, owner: Owner) -> None:
+    op.refresh_fault = "closed_before_rotation"
+    expire()
+    with pytest.raises(Exception, match="backing_off"):
+        usable_token(owner)
+    op.refresh_fault = ""
+    assert signed_in(Browser(), op) == owner
+    assert_at_rest(owner, generation=2)
+    assert token(owner)
+
+
+def test_T15_the_same_refresh_token_again_is_not_revoked(op: OpenIDProvider, owner: Owner) -> None:
+    [known] = op._refresh_tokens
+    op.token_response["refresh_token"] = known
+    assert signed_in(Browser(), op) == owner
+    del op.token_response["refresh_token"]
+    assert op.calls("revocation") == 0
+    assert renew(owner)
+
+
+def test_each_person_and_each_client_has_a_durable_grant(
+    op: OpenIDProvider, owner: Owner, site: Site
+) -> None:
+    op.person["sub"] = "somebody-else"
+    other = signed_in(Browser(), op)
+    assert other.grant != owner.grant
+    assert Grant.objects.filter(durable=True).count() == 2
+    assert token(other) != token(owner)
+    assert needs_login(Owner(owner.user_id, other.grant)) == "grant.none"
+
+
+# A browser session's own
+
+
+def test_M55_a_session_bound_grant_is_its_sessions(
+    op: OpenIDProvider, bound: Owner, site: Site
+) -> None:
+    other = signed_in_here(site, Browser(), op)
+    assert other.user_id == bound.user_id
+    assert other.grant != bound.grant
+    assert [row.durable for row in Grant.objects.all()] == [False, False]
+    assert len({renew(bound), renew(other)}) == 2
+    assert needs_login(Owner(bound.user_id, provider="op")) == "grant.none"
+    assert op.families_lost == 0
+
+
+def test_M55_T18_logout_ends_it(
+    op: OpenIDProvider, bound: Owner, browser: Browser, site: Site
+) -> None:
+    other = signed_in_here(site, Browser(), op)
+    browser.client.logout()
+    assert_closed(bound, "logout")
+    assert history(bound)[-1] == ("closed", "logout")
+    wait_until(lambda: to_revoke() == [])
+    assert len(op.revocations) == 1
+    assert needs_login(bound) == "grant.logout"
+    assert renew(other)
+
+
+def test_logout_ends_no_durable_grant(op: OpenIDProvider, owner: Owner, browser: Browser) -> None:
+    browser.client.logout()
+    assert grant(owner).status == "open"
+    assert renew(owner)
+    assert op.calls("revocation") == 0
+
+
+def test_T15_the_next_login_of_the_session_supersedes_it(
+    op: OpenIDProvider, bound: Owner, site: Site, browser: Browser
+) -> None:
+    new = signed_in_here(site, browser, op)
+    assert new.grant != bound.grant
+    assert_closed(bound, "superseded")
+    wait_until(lambda: to_revoke() == [])
+    assert len(op.revocations) == 1
+    assert renew(new)
+
+
+def test_T15_without_a_revocation_that_would_end_the_new_one(
+    op: OpenIDProvider, bound: Owner, site: Site, browser: Browser
+) -> None:
+    op.revocation_ends_consent = True
+    new = signed_in_here(site, browser, op, REVOKE_SUPERSEDED=False)
+    assert_closed(bound, "superseded")
+    assert op.revocations == []
+    assert renew(new)
+
+
+def test_a_logout_without_a_session_ends_nothing(op: OpenIDProvider, bound: Owner) -> None:
+    Client().logout()
+    assert grant(bound).status == "open"
+
+
+# The end of the person here
+
+
+def test_M38_deactivation_ends_every_grant(op: OpenIDProvider, owner: Owner, site: Site) -> None:
+    other = signed_in_here(site, Browser(), op)
+    user = get_user_model().objects.get()
+    user.is_active = False
+    user.save()
+    assert_closed(owner, "deactivated")
+    assert_closed(other, "deactivated")
+    wait_until(lambda: to_revoke() == [])
+    assert len(op.revocations) == 2
+    assert needs_login(owner) == "account.inactive"
+    user.is_active = True
+    user.save()
+    assert needs_login(owner) == "grant.deactivated"
+
+
+def test_a_user_that_is_saved_keeps_the_grant(op: OpenIDProvider, owner: Owner) -> None:
+    get_user_model().objects.get().save()
+    assert_at_rest(owner, generation=1)
+
+
+def test_unlinking_removes_grant_tokens_and_timeline(op: OpenIDProvider, owner: Owner) -> None:
+    renew(owner)
+    Identity.objects.get().delete()
+    assert not Grant.objects.exists()
+    assert not StoredAccessToken.objects.exists()
+    assert not Event.objects.exists()
+    wait_until(lambda: to_revoke() == [])
+    assert len(op.revocations) == 1
+    assert needs_login(owner) == "grant.none"
+
+
+def test_a_worker_is_named_by_host_and_process(op: OpenIDProvider, owner: Owner) -> None:
+    renew(owner)
+    event = wait_until(lambda: Event.objects.filter(name="refreshed").first())
+    assert event.actor == grants.worker() == grant(owner).refreshed_by
+    assert len(grants.worker()) <= 100
