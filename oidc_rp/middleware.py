@@ -1,0 +1,87 @@
+"""Around the views that call APIs: a good token before, a login instead of an error after."""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.utils.deprecation import MiddlewareMixin
+
+from . import conf
+from .api import Caller
+from .errors import LoginRequired, OIDCError, TemporarilyUnavailable
+from .login_urls import accepts_html, by_script, is_page_visit, login_url, way_back
+from .refusals import explanation
+from .sessions import current_login
+
+logger = logging.getLogger("oidc_rp")
+
+LOGIN_URL_HEADER = "X-Login-URL"
+
+
+class TokenRenewal(MiddlewareMixin):
+    """Optional. Stands below AuthenticationMiddleware, and works in sync and async sites.
+
+    Before a view: a token that is due is renewed, outside the view's transaction. After one that
+    raised LoginRequired or TemporarilyUnavailable: the browser is sent to sign in, a script is told
+    where to, and both are told when to come back.
+    """
+
+    def process_view(
+        self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
+    ) -> None:
+        """Let the view find a token that lasts. What fails here breaks no page: the view may not
+        call an API at all, and is told when it does."""
+        match = request.resolver_match
+        if settings.SESSION_COOKIE_NAME not in request.COOKIES or (match and _is_ours(match)):
+            return
+        try:
+            login = current_login(request)
+            if login is not None and conf.provider(login.provider).api_origins:
+                Caller(request).token()
+        except OIDCError as error:
+            logger.info("no token before the view: %s", error.code, extra={"code": error.code})
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Answer for a view that could have no token."""
+        if isinstance(exception, LoginRequired):
+            response = _to_login(request, exception)
+        elif isinstance(exception, TemporarilyUnavailable):
+            response = _later(request, exception)
+        else:
+            return None
+        logger.info("no token for the view: %s", exception.code, extra={"code": exception.code})
+        response["Cache-Control"] = "no-store"
+        return response
+
+
+def _is_ours(match: Any) -> bool:
+    """Our own views begin and end sessions: no time to renew anything."""
+    return "oidc_rp" in match.app_names
+
+
+def _to_login(request: HttpRequest, error: LoginRequired) -> HttpResponse:
+    url = error.login_url or login_url("", next_url=way_back(request))
+    if url and is_page_visit(request):
+        return HttpResponseRedirect(url)
+    response = JsonResponse({"error": "login_required", "login_url": url}, status=401)
+    if url:
+        response[LOGIN_URL_HEADER] = url
+    if url and "HX-Request" in request.headers:
+        response["HX-Redirect"] = url  # htmx leaves the page for it, whatever the status
+    return response
+
+
+def _later(request: HttpRequest, error: TemporarilyUnavailable) -> HttpResponse:
+    seconds = max(1, math.ceil(error.retry_after))
+    if accepts_html(request) and not by_script(request):
+        told = explanation("transport")
+        text = f"{told.sentence} {told.advice}\n"
+        response = HttpResponse(text, "text/plain; charset=utf-8", status=503)
+    else:
+        told_again = {"error": "temporarily_unavailable", "retry_after": seconds}
+        response = JsonResponse(told_again, status=503)
+    response["Retry-After"] = str(seconds)
+    return response
