@@ -1,19 +1,24 @@
-"""Linked identities in the admin: to look at, never to make up."""
+"""Linked identities and their grants in the admin: to look at, never to make up."""
 
 import json
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.auth import get_user_model
-from django.db.models import Model
+from django.db.models import Model, Prefetch, QuerySet
 from django.http import HttpRequest
-from django.utils.html import format_html
+from django.utils import timezone
+from django.utils.functional import Promise
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from .models import Identity
+from .models import DatabaseClock, Grant, Identity, StoredAccessToken
+from .refresh import expiry
 
 FIELDS = ("user", "provider", "iss", "sub", "created_at", "last_login_at", "verified_claims")
+EVENTS_SHOWN = 50
 
 
 class _ReadOnly:
@@ -32,14 +37,91 @@ class _ReadOnly:
         return format_html("<pre>{}</pre>", text)
 
 
+def state_of(grant: Any) -> str | Promise:
+    """Where a grant stands, at a glance. grant.now: the database's time (refresh.py draws it)."""
+    if grant.status != Grant.OPEN:
+        return _("closed: %(reason)s") % {"reason": grant.close_reason}
+    if grant.lease_until is not None and grant.lease_until >= grant.now:
+        return _("renewing")
+    if grant.in_doubt_since is not None or grant.lease_until is not None:
+        return _("in doubt: an attempt ended without an answer")
+    if grant.not_before is not None and grant.not_before > grant.now:
+        return _("backing off until %(time)s") % {"time": _moment(grant.not_before)}
+    return _("healthy") if grant.key_id else _("healthy, without a refresh token")
+
+
+def _moment(moment: datetime | None) -> str:
+    return "" if moment is None else f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}"
+
+
+class GrantInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
+    """What an identity has granted: how its tokens fare, and nothing of the tokens themselves."""
+
+    model = Grant
+    extra = 0
+    can_delete = False
+    fields = (
+        "state",
+        "durable",
+        "granted_scope",
+        "last_renewal",
+        "next_renewal",
+        "last_trouble",
+        "key",
+    )
+    readonly_fields = fields
+
+    def get_queryset(self, request: HttpRequest) -> "QuerySet[Any, Any]":
+        tokens = StoredAccessToken.objects.only("grant_id", "sent_at", "expires_at")
+        with_tokens = Prefetch("access_tokens", tokens, to_attr="tokens")
+        rows = super().get_queryset(request).defer("refresh_token").prefetch_related(with_tokens)
+        grants: QuerySet[Any, Any] = rows.annotate(now=DatabaseClock())
+        return grants
+
+    @admin.display(description=_("state"))
+    def state(self, grant: Any) -> str | Promise:
+        return state_of(grant)
+
+    @admin.display(description=_("scope"))
+    def granted_scope(self, grant: Grant) -> str:
+        return str(grant.scope)
+
+    @admin.display(description=_("last renewal"))
+    def last_renewal(self, grant: Any) -> str:
+        """When, by which process, and which one it was."""
+        if grant.refreshed_at is None:
+            return ""
+        return f"{_moment(grant.refreshed_at)}, {grant.refreshed_by} (#{grant.refreshes})"
+
+    @admin.display(description=_("next renewal"))
+    def next_renewal(self, grant: Any) -> str:
+        """At the first use after this moment."""
+        return _moment(min(filter(None, map(self._soft_expiry, grant.tokens)), default=None))
+
+    def _soft_expiry(self, token: Any) -> datetime | None:
+        if token.expires_at is None:
+            return None
+        soft, _hard = expiry(token.grant_id, (token.expires_at - token.sent_at).total_seconds())
+        moment: datetime = token.sent_at + timedelta(seconds=soft)
+        return moment
+
+    @admin.display(description=_("last error"))
+    def last_trouble(self, grant: Any) -> str:
+        return f"{_moment(grant.last_error_at)} {grant.last_error}" if grant.last_error else ""
+
+    @admin.display(description=_("key id"))
+    def key(self, grant: Grant) -> str:
+        return str(grant.key_id)
+
+
 @admin.register(Identity)
 class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    inlines = [GrantInline]
     list_display = ("user", "person", "provider", "created_at", "last_login_at", "sub")
     list_filter = ("provider", "last_login_at")
     date_hierarchy = None
     ordering = ("-last_login_at",)
-    fields = FIELDS
-    readonly_fields = FIELDS
+    readonly_fields = (*FIELDS, "timeline")
     search_help_text = _("User name, e-mail address, or the exact sub")
 
     @admin.display(description=_("name"))
@@ -47,6 +129,19 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         """What the OP calls this person: a user name made by us would tell an operator little."""
         told = (identity.claims.get(name) for name in ("name", "email", "preferred_username"))
         return next((str(value) for value in told if value), "")
+
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
+        """The timeline only for who may view events."""
+        may = request.user.has_perm("oidc_rp.view_event")
+        return (*FIELDS, "timeline") if may else FIELDS
+
+    @admin.display(description=_("timeline"))
+    def timeline(self, identity: Identity) -> SafeString:
+        """What happened to the tokens: when, what, why, and who did it; the newest first."""
+        events = identity.events.order_by("-pk")[:EVENTS_SHOWN]
+        rows = ((_moment(e.at), e.name, e.code, e.actor, e.grant_id or "") for e in events)
+        cells = "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>"
+        return format_html("<table>{}</table>", format_html_join("", cells, rows))
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         model: Any = get_user_model()

@@ -1,5 +1,7 @@
 """Linked identities in the admin: to look at, to unlink, never to make up."""
 
+from datetime import datetime, timedelta
+from datetime import timezone as tz
 from typing import Any
 
 import pytest
@@ -10,8 +12,8 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from oidc_rp.admin import IdentityInline, add_inline
-from oidc_rp.models import Identity
+from oidc_rp.admin import IdentityInline, add_inline, state_of
+from oidc_rp.models import DatabaseClock, Event, Grant, Identity, StoredAccessToken
 
 LIST = "/admin/oidc_rp/identity/"
 USERS = "/admin/auth/user/"
@@ -147,6 +149,140 @@ def test_permissions_are_respected(
     assert client.get(f"{LIST}{one.pk}/change/").status_code == shown
     assert client.get(f"{LIST}{one.pk}/delete/").status_code == deleted
     assert client.get(f"{LIST}add/").status_code == 403
+
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=tz.utc)
+
+
+def grant_of(one: Identity, **columns: Any) -> Grant:
+    """A grant with all that must never be shown."""
+    given = {
+        "provider": "op",
+        "client_id": "rp",
+        "scope": "openid calendar",
+        "refresh_token": "v1.00112233.sealed-refresh-token",
+        "key_id": "0011223344556677",
+    }
+    return Grant.objects.create(identity=one, **given | columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "state"),
+    [
+        ({}, "healthy"),
+        ({"key_id": "", "refresh_token": ""}, "healthy, without a refresh token"),
+        ({"lease_until": timedelta(seconds=60)}, "renewing"),
+        (
+            {"lease_until": timedelta(seconds=60), "in_doubt_since": timedelta(seconds=-60)},
+            "renewing",
+        ),
+        (
+            {"lease_until": timedelta(seconds=-60)},
+            "in doubt: an attempt ended without an answer",
+        ),
+        (
+            {"in_doubt_since": timedelta(seconds=-60)},
+            "in doubt: an attempt ended without an answer",
+        ),
+        ({"not_before": timedelta(seconds=-60)}, "healthy"),
+        ({"not_before": datetime(2999, 1, 1, tzinfo=tz.utc)}, "backing off until 2"),
+        ({"status": "closed", "close_reason": "rotation_lost"}, "closed: rotation_lost"),
+    ],
+)
+def test_the_state_of_a_grant_is_seen_at_a_glance(columns: dict[str, Any], state: str) -> None:
+    """By the database's clock, as refresh.py sees it."""
+    now = Grant.objects.annotate(now=DatabaseClock())
+    one = grant_of(identity(1))
+    times = {
+        name: now.get().now + value if isinstance(value, timedelta) else value  # type: ignore[attr-defined]
+        for name, value in columns.items()
+    }
+    Grant.objects.filter(pk=one.pk).update(**times)
+    assert str(state_of(now.get())).startswith(state)
+
+
+def test_the_identitys_page_shows_its_grants(root: Client, settings: Any) -> None:
+    """State, scope, last and next renewal, trouble and key id of each."""
+    settings.TIME_ZONE = "UTC"
+    one = identity(1)
+    grant = grant_of(
+        one,
+        refreshed_at=NOON,
+        refreshed_by="web-1:42",
+        refreshes=7,
+        last_error="transport.timeout",
+        last_error_at=NOON,
+    )
+    StoredAccessToken.objects.create(
+        grant=grant,
+        access_token="v1.00112233.sealed-access-token",
+        sent_at=NOON,
+        expires_at=NOON + timedelta(hours=1),
+    )
+    page = root.get(f"{LIST}{one.pk}/change/").content.decode()
+    for shown in (
+        "healthy",
+        "openid calendar",
+        "2026-03-01 12:00:00, web-1:42 (#7)",
+        "2026-03-01 12:5",  # a minute before the end, less the grant's own jitter
+        "2026-03-01 12:00:00 transport.timeout",
+        "0011223344556677",
+    ):
+        assert shown in page
+
+
+def test_M53_no_token_is_shown_not_even_sealed(root: Client) -> None:
+    """Neither on the identity's page nor in the question before it is deleted."""
+    one = identity(1)
+    grant = grant_of(one)
+    StoredAccessToken.objects.create(grant=grant, access_token="v1.00112233.sealed-access-token")
+    for action in ("change", "delete"):
+        page = root.get(f"{LIST}{one.pk}/{action}/").content.decode()
+        assert "sealed" not in page
+        assert "v1." not in page
+
+
+def test_the_identitys_page_tells_what_happened(root: Client) -> None:
+    """The newest first, some fifty of them, as text."""
+    one = identity(1)
+    grant = grant_of(one)
+    for number in range(60):
+        Event.objects.create(
+            identity=one, grant=grant, at=NOON, name="refreshed", code=f"n{number}", actor="<b>web"
+        )
+    page = root.get(f"{LIST}{one.pk}/change/").content.decode()
+    assert page.count("<td>refreshed</td>") == 50
+    assert page.index("<td>n59</td>") < page.index("<td>n10</td>")
+    assert "<td>n9</td>" not in page
+    assert "<td>&lt;b&gt;web</td>" in page
+
+
+def test_the_identitys_page_costs_as_much_with_many_grants(root: Client) -> None:
+    """No query for each grant, token or event."""
+    one, counts = identity(1), []
+    for number in (1, 20):
+        for _ in range(number):
+            StoredAccessToken.objects.create(grant=grant_of(one))
+        with CaptureQueriesContext(connection) as queries:
+            root.get(f"{LIST}{one.pk}/change/")
+        counts.append(len(queries))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    ("permissions", "grants", "events"),
+    [((), False, False), (("view_grant",), True, False), (("view_event",), False, True)],
+)
+def test_grants_and_events_respect_permissions(
+    permissions: tuple[str, ...], grants: bool, events: bool
+) -> None:
+    """Who may see identities does not see by that how their tokens fare."""
+    client, one = staff("view_identity", *permissions), identity(1)
+    Event.objects.create(identity=one, grant=grant_of(one), name="in_doubt")
+    page = client.get(f"{LIST}{one.pk}/change/").content.decode()
+    assert ("0011223344556677" in page) == grants
+    assert ("<td>in_doubt</td>" in page) == events
+    assert 'name="grants-0-scope"' not in page
 
 
 def test_deleting_unlinks_after_a_question(root: Client) -> None:

@@ -1,0 +1,37 @@
+"""Close the grants that nobody can use any more, and delete what is old."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.core.management import BaseCommand, CommandParser
+
+from ...upkeep import prune
+
+
+class Command(BaseCommand):
+    """Close the grants that nobody can use any more; delete closed grants, tokens and events.
+
+    Safe to run twice at once, and to kill.
+    """
+
+    help = "Close the grants that nobody can use any more, and delete what is old."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--days", type=int, default=30, help="how long closed grants stay (%(default)s)"
+        )
+        parser.add_argument(
+            "--events-days", type=int, default=180, help="how long events stay (%(default)s)"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        done = prune(
+            closed_for=timedelta(days=options["days"]),
+            events_for=timedelta(days=options["events_days"]),
+        )
+        if options["verbosity"]:
+            self.stdout.write(
+                f"{done.closed:,} grants closed. Deleted: {done.grants:,} closed grants, "
+                f"{done.access_tokens:,} access tokens, {done.events:,} events, "
+                f"{done.circuits:,} circuits."
+            )

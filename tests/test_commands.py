@@ -1,0 +1,463 @@
+"""oidc_refresh and oidc_prune: what cron does for grants that no request comes for."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import User
+from django.core.cache import cache
+from django.core.management import CommandError, call_command
+from django.db import transaction
+from django.utils import timezone
+from pytest_django import Settings
+
+from oidc_rp import circuit, grants, journal, refresh, upkeep
+from oidc_rp.models import (
+    Event,
+    Grant,
+    Identity,
+    PendingRevocation,
+    ProviderCircuit,
+    StoredAccessToken,
+)
+from oidc_rp.protocol.token_endpoint import read_token_response
+from oidc_rp.protocol.tokens import RefreshToken
+from oidc_rp.sealing import generate_key, key_id, key_ring
+from oidc_rp.upkeep import Pruned, Renewals, Shard
+from tests.conftest import Configure
+from tests.provider import OpenIDProvider, first, reset
+
+pytestmark = pytest.mark.django_db
+
+DAY = timedelta(days=1)
+Keep = Callable[..., Grant]
+
+
+@pytest.fixture
+def site(configure: Configure, settings: Settings) -> Configure:
+    """A site that keeps tokens, and calls an API."""
+
+    def set_options(**options: Any) -> None:
+        configure(SCOPES=["openid", "offline_access"], **options)
+        settings.OIDC_RP = settings.OIDC_RP | {"TOKEN_KEYS": [generate_key()]}
+
+    set_options()
+    return set_options
+
+
+@pytest.fixture
+def keep(site: Configure, op: OpenIDProvider) -> Keep:
+    """Make a durable grant of a person of its own; the OP forgets it in `idle`."""
+
+    def make(idle: timedelta = DAY, **columns: Any) -> Grant:
+        number = Identity.objects.count() + 1
+        user = get_user_model().objects.create_user(f"jane{number}")
+        sub = f"sub-{number}"
+        person = Identity.objects.create(user=user, provider="op", iss=op.issuer, sub=sub)
+        issued = op.issue(sub=sub)
+        now = timezone.now()
+        given = {
+            "identity": person,
+            "provider": "op",
+            "client_id": op.client_id,
+            "durable": True,
+            "slot": sub,
+            "created_at": now - 14 * DAY + idle,
+            "idle_until": now + idle,
+        }
+        grant = Grant(**given | columns)
+        grant.refresh_token = key_ring().seal(issued["refresh_token"], grant.context(1))
+        grant.key_id = key_id(grant.refresh_token)
+        grant.save()
+        return grant
+
+    return make
+
+
+def refreshed(**options: Any) -> tuple[str, str]:
+    """What oidc_refresh writes to its output, and about errors."""
+    out, err = StringIO(), StringIO()
+    try:
+        call_command("oidc_refresh", stdout=out, stderr=err, **options)
+    except CommandError as error:
+        err.write(f"CommandError: {error}\n")
+    return out.getvalue(), err.getvalue()
+
+
+def pruned(**options: Any) -> str:
+    out = StringIO()
+    call_command("oidc_prune", stdout=out, **options)
+    return out.getvalue()
+
+
+NOTHING = "0 renewed, 0 left to others, 0 ended, 0 failed; 0 stored from the journal, 0 revoked.\n"
+
+
+# oidc_refresh
+
+
+def test_what_would_soon_be_forgotten_is_renewed(keep: Keep, op: OpenIDProvider) -> None:
+    """Its refresh token is spent once, and the OP remembers the new one for another fortnight."""
+    grant = keep()
+    out, err = refreshed()
+    assert (out, err) == (NOTHING.replace("0 renewed", "1 renewed"), "")
+    assert op.counters()["refreshes"] == 1
+    before, grant = grant, Grant.objects.get()
+    assert (grant.generation, grant.refreshes, grant.status) == (2, 1, "open")
+    assert grant.refresh_token != before.refresh_token
+    assert grant.idle_until - timezone.now() > 13 * DAY
+    assert [event.name for event in Event.objects.all()] == ["refreshed"]
+    assert refreshed() == (NOTHING, "")
+    assert op.counters()["refreshes"] == 1
+    assert op.families_lost == 0
+
+
+def test_a_token_that_is_still_good_is_no_reason_to_wait(keep: Keep, op: OpenIDProvider) -> None:
+    """It is the refresh token that is to live on."""
+    grant = keep()
+    owner = grants.Owner(grant.identity.user_id, grant.pk)
+    refresh.usable_token(owner)
+    refreshed(within=15 * 86400, limit=10)
+    assert op.counters()["refreshes"] == 2
+    assert Grant.objects.get().generation == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        ({"idle": 4 * DAY}, {}),
+        ({"idle": 2 * DAY}, {"within": 86400}),
+        ({"durable": False}, {}),
+        ({"status": "closed"}, {}),
+        ({"client_id": "another"}, {}),
+        ({"provider": "another"}, {}),
+        ({"not_before": timezone.now() + DAY}, {}),
+        # The OP told an idle time of two days: it is not a quarter that is left of it.
+        ({"created_at": timezone.now() - DAY}, {}),
+    ],
+)
+def test_what_is_not_due_is_left_alone(
+    keep: Keep, op: OpenIDProvider, columns: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Neither early, nor for a session, nor what is closed, another client's or in back-off."""
+    keep(**columns)
+    assert refreshed(**options) == (NOTHING, "")
+    assert op.counters()["refreshes"] == 0
+
+
+def test_a_short_idle_time_is_kept_up_with(keep: Keep, op: OpenIDProvider) -> None:
+    """A quarter of what the OP told is a quarter, also when that is minutes."""
+    now = timezone.now()
+    minute = timedelta(minutes=1)
+    keep(idle=7 * minute, created_at=now - 23 * minute)
+    refreshed()
+    assert op.counters()["refreshes"] == 1
+
+
+def test_no_grant_is_renewed_twice_in_a_run(keep: Keep, op: OpenIDProvider) -> None:
+    """Not even where `within` is longer than the idle time, so that it is due at once again."""
+    for _ in range(3):
+        keep()
+    assert refreshed(within=1000 * 86400, limit=10)[0].startswith("3 renewed")
+    assert op.counters()["refreshes"] == 3
+
+
+def test_within_says_how_soon(keep: Keep, op: OpenIDProvider) -> None:
+    """In seconds, and instead of the quarter."""
+    keep(idle=10 * DAY)
+    keep(idle=12 * DAY)
+    refreshed(within=11 * 86400)
+    assert op.counters()["refreshes"] == 1
+
+
+def test_M38_inactive_users_are_not_renewed(keep: Keep, op: OpenIDProvider) -> None:
+    """Nor when they became so after the page was read."""
+    grant = keep()
+    User.objects.update(is_active=False)
+    assert refreshed() == (NOTHING, "")
+    with pytest.raises(refresh.LoginRequired) as caught:
+        refresh.renew_early(grant.pk, 1)
+    assert caught.value.code == "account.inactive"
+    assert op.counters()["refreshes"] == 0
+
+
+def test_the_most_urgent_come_first_and_a_limit_ends_it(keep: Keep, op: OpenIDProvider) -> None:
+    """What is left is there for the next run."""
+    later, sooner = keep(idle=2 * DAY), keep(idle=DAY)
+    assert refreshed(limit=1)[0].startswith("1 renewed")
+    assert {g.pk: g.generation for g in Grant.objects.all()} == {later.pk: 1, sooner.pk: 2}
+    assert refreshed(limit=1)[0].startswith("1 renewed")
+    assert set(Grant.objects.values_list("generation", flat=True)) == {2}
+
+
+def test_pages_reach_everything_once(keep: Keep, op: OpenIDProvider, settings: Settings) -> None:
+    """Also where many end at the same moment, and those that fail stay where they are."""
+    ends = timezone.now() + DAY
+    for _ in range(upkeep.PAGE + 5):
+        keep(idle_until=ends)
+    op.end_grants()
+    out, err = refreshed()
+    assert out.startswith(f"0 renewed, 0 left to others, {upkeep.PAGE + 5} ended, 0 failed")
+    assert len(err.splitlines()) == upkeep.PAGE + 5
+    assert op.counters()["refreshes"] == upkeep.PAGE + 5
+
+
+def test_shards_share_the_work(keep: Keep, op: OpenIDProvider) -> None:
+    """Each grant belongs to one of them, always the same."""
+    ids = {keep().pk for _ in range(12)}
+    shards = [{pk for pk in ids if Shard(number, 3).has(pk)} for number in (1, 2, 3)]
+    assert set.union(*shards) == ids
+    assert sum(map(len, shards)) == 12
+    for number, shard in enumerate(shards, 1):
+        assert refreshed(shard=f"{number}/3")[0].startswith(f"{len(shard)} renewed")
+    assert op.counters()["refreshes"] == 12
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", "1/3/5", ""])
+def test_a_shard_that_is_none_is_refused(shard: str, db: None) -> None:
+    with pytest.raises(CommandError):
+        call_command("oidc_refresh", f"--shard={shard}")
+
+
+def test_shards_are_read_from_the_command_line(keep: Keep, capsys: Any) -> None:
+    grant = keep()
+    for number in (1, 2):
+        call_command("oidc_refresh", "--shard", f"{number}/2", "--limit=5", "--within=90000")
+        mine = Shard(number, 2).has(grant.pk)
+        assert capsys.readouterr().out.startswith("1 renewed" if mine else "0 renewed")
+
+
+def test_a_second_run_at_the_same_moment_spends_nothing_twice(
+    keep: Keep, op: OpenIDProvider
+) -> None:
+    """It read the same page, and finds the lease taken, or another generation."""
+    grant = keep()
+    assert grants.claim(grants.load(grant.pk), "somebody", lease=timedelta(seconds=4))
+    assert refresh.renew_early(grant.pk, 1) is False
+    assert op.counters()["refreshes"] == 0
+    grants.release(grant, "somebody")
+    assert refresh.renew_early(grant.pk, 1) is True
+    assert refresh.renew_early(grant.pk, 1) is False
+    assert op.counters()["refreshes"] == 1
+    assert op.families_lost == 0
+
+
+def test_what_the_op_has_ended_is_told_and_no_failure(keep: Keep, op: OpenIDProvider) -> None:
+    """A person may take back what was allowed: the job has done its work."""
+    grant = keep()
+    op.end_grants()
+    out, err = refreshed()
+    assert out.startswith("0 renewed, 0 left to others, 1 ended, 0 failed")
+    assert err == f"grant {grant.pk}: grant.revoked_or_expired\n"
+    grant.refresh_from_db()
+    assert (grant.status, grant.close_reason) == ("closed", "revoked_or_expired")
+
+
+def test_a_failure_is_told_and_the_exit_code_is_1(keep: Keep, op: OpenIDProvider) -> None:
+    """One line for each, with nothing secret in it; the others are renewed nonetheless."""
+    grant, _ = keep(), keep(idle=2 * DAY)
+    op.refresh_fault, op.refresh_fault_times = "503", 1
+    out, err = refreshed()
+    assert out.startswith("1 renewed, 0 left to others, 0 ended, 1 failed")
+    assert err == (
+        f"grant {grant.pk}: refresh.backing_off\nCommandError: 1 could not be renewed this time.\n"
+    )
+    op.refresh_fault_times = 1
+    Grant.objects.update(idle_until=timezone.now(), not_before=None)
+    with pytest.raises(CommandError) as caught:
+        call_command("oidc_refresh", stdout=StringIO(), stderr=StringIO())
+    assert caught.value.returncode == 1
+
+
+def test_a_lost_answer_is_asked_for_once_more_at_once(keep: Keep, op: OpenIDProvider) -> None:
+    """As for a caller who waits (T14): inside the OP's overlap."""
+    keep()
+    op.answer["token"] = first(1, reset(after=False))
+    assert refreshed()[0].startswith("1 renewed")
+    assert op.counters()["refreshes"] == 2
+    assert [event.name for event in Event.objects.order_by("id")] == ["in_doubt", "refreshed"]
+
+
+def test_an_open_circuit_spares_the_other_grants(keep: Keep, op: OpenIDProvider) -> None:
+    """An OP that refuses this client is asked once, not for each person."""
+    grant, _, _ = keep(), keep(), keep()
+    op.client_secret = "another"
+    out, err = refreshed()
+    assert out.startswith("0 renewed, 0 left to others, 0 ended, 1 failed")
+    assert err.startswith(f"grant {grant.pk}: refresh.circuit_open\n")
+    assert op.counters()["refreshes"] == 1
+    assert refreshed() == (NOTHING, "")
+    assert op.counters()["refreshes"] == 1
+    assert set(Grant.objects.values_list("status", flat=True)) == {"open"}
+
+
+def test_what_waits_in_the_journal_is_stored(keep: Keep, op: OpenIDProvider) -> None:
+    """Left by a worker that got an answer, could not store it, and is gone."""
+    grant = grants.load(keep(idle=10 * DAY).pk)
+    assert grants.claim(grant, "gone", lease=-DAY)
+    tokens = read_token_response(200, op.issue(), sent_at=timezone.now(), requested_scope="")
+    journal.stash(
+        grants.rotation(
+            grant,
+            RefreshToken("the next one"),
+            tokens,
+            grants.ANY,
+            lifetime=timedelta(minutes=1),
+            idle_lifetime=DAY,
+        )
+    )
+    journal._entries.clear()  # of the process that is gone; the cache has it
+    out, _ = refreshed()
+    assert "1 stored from the journal" in out
+    stored = grants.load(grant.pk)
+    assert grants.refresh_token(stored).reveal() == "the next one"
+    assert [event.name for event in Event.objects.all()] == ["rotation_stored_late"]
+    cache.clear()
+
+
+def test_what_was_given_up_is_revoked(keep: Keep, op: OpenIDProvider) -> None:
+    """What could not be told to the OP at once is told now."""
+    grant = grants.load(keep(idle=10 * DAY).pk)
+    refresh.end(grant.pk, grants.LOGOUT)
+    assert PendingRevocation.objects.count() == 1
+    assert "1 revoked." in refreshed()[0]
+    assert len(op.revocations) == 1
+    assert PendingRevocation.objects.count() == 0
+
+
+def test_a_task_calls_the_function(keep: Keep, op: OpenIDProvider) -> None:
+    """It returns what the command prints, and logs what it tells."""
+    keep()
+    assert upkeep.renew_idle() == Renewals(renewed=1)
+    assert upkeep.prune() == Pruned()
+
+
+def test_quiet_is_quiet(keep: Keep) -> None:
+    keep()
+    assert refreshed(verbosity=0) == ("", "")
+    assert pruned(verbosity=0) == ""
+
+
+# oidc_prune
+
+
+def prunes(**expected: int) -> None:
+    """Prune; each number is as expected, and a second time there is nothing left to do."""
+    assert upkeep.prune() == Pruned(**expected)
+    assert upkeep.prune() == Pruned()
+
+
+def test_M38_grants_of_inactive_users_are_closed(keep: Keep, op: OpenIDProvider) -> None:
+    """Also where QuerySet.update() has sent no signal; the OP is told."""
+    grant, other = keep(), keep()
+    User.objects.filter(pk=grant.identity.user_id).update(is_active=False)
+    prunes(closed=1)
+    grant.refresh_from_db()
+    other.refresh_from_db()
+    assert (grant.status, grant.close_reason, grant.refresh_token) == ("closed", "deactivated", "")
+    assert other.status == "open"
+    event = Event.objects.get()
+    assert (event.name, event.code, event.actor) == ("closed", "deactivated", "oidc_prune")
+    assert len(op.revocations) == 1
+
+
+def test_grants_of_sessions_that_are_over_are_closed(
+    keep: Keep, op: OpenIDProvider, settings: Settings
+) -> None:
+    """Those that nobody refreshed for as long as a session lasts; durable ones stay."""
+    settings.SESSION_COOKIE_AGE = 3600
+    now, hour = timezone.now(), timedelta(hours=1)
+    over = keep(durable=False, slot=None, created_at=now - 2 * hour)
+    used = keep(durable=False, slot=None, created_at=now - 2 * hour, refreshed_at=now - hour / 2)
+    young = keep(durable=False, slot=None, created_at=now - hour / 2)
+    durable = keep(created_at=now - 2 * hour)
+    prunes(closed=1)
+    assert {g.pk: g.close_reason for g in Grant.objects.all()} == {
+        over.pk: "expired",
+        used.pk: "",
+        young.pk: "",
+        durable.pk: "",
+    }
+
+
+def test_old_closed_grants_are_deleted(keep: Keep, op: OpenIDProvider) -> None:
+    """With their tokens; what happened to the person stays in the timeline."""
+    old, young = keep(), keep()
+    for grant, days in ((old, 31), (young, 29)):
+        refresh.usable_token(grants.Owner(grant.identity.user_id, grant.pk))
+        grant = grants.load(grant.pk)
+        grants.close(grant, grants.LOGOUT, revoke=False, keep_access=True)
+        Grant.objects.filter(pk=grant.pk).update(closed_at=timezone.now() - days * DAY)
+    assert pruned() == (
+        "0 grants closed. Deleted: 1 closed grants, 0 access tokens, 0 events, 0 circuits.\n"
+    )
+    assert Grant.objects.get() == young
+    assert StoredAccessToken.objects.get().grant == young
+    assert Event.objects.filter(identity=old.identity, grant=None, name="refreshed").count() == 1
+    assert op.revocations == []
+    assert "1 closed grants" in pruned(days=28)
+    assert not Grant.objects.exists()
+
+
+def test_a_login_that_comes_between_makes_a_new_grant(keep: Keep) -> None:
+    """It has read the closed grant that is about to be deleted, and finds it changed."""
+    grant = grants.load(keep().pk)
+    grants.close(grant, grants.LOGOUT, revoke=False)
+    Grant.objects.update(closed_at=timezone.now() - 31 * DAY)
+    known = grants.load_slot(grant.slot)
+    prunes(grants=1)
+    assert grants.load_slot(grant.slot) is None
+    assert not Grant.objects.filter(pk=known.pk, generation=known.generation).exists()
+
+
+def test_expired_access_tokens_are_deleted(keep: Keep) -> None:
+    """A day after their end; where the OP told none, two days after they came."""
+    grant, now = keep(), timezone.now()
+    for number, (sent, expires) in enumerate(
+        [(30, 26), (30, 23), (1, -1), (50, None), (40, None)], 1
+    ):
+        hour = timedelta(hours=1)
+        StoredAccessToken.objects.create(
+            grant=grant,
+            resource=f"https://api-{number}.example",
+            target=str(number),
+            sent_at=now - sent * hour,
+            expires_at=None if expires is None else now - expires * hour,
+        )
+    prunes(access_tokens=2)
+    assert set(StoredAccessToken.objects.values_list("target", flat=True)) == {"2", "3", "5"}
+
+
+def test_old_events_and_circuits_are_deleted(keep: Keep) -> None:
+    """Events after half a year, unless said otherwise; circuits a day after they closed."""
+    grant, now = keep(), timezone.now()
+    for days in (181, 179, 1):
+        Event.objects.create(identity=grant.identity, grant=grant, name="x", at=now - days * DAY)
+    circuit.open_for("op", "token.invalid_client")
+    circuit.open_for("other", "token.invalid_client")
+    ProviderCircuit.objects.filter(pk="other").update(not_before=now - 2 * DAY)
+    prunes(events=1, circuits=1)
+    assert ProviderCircuit.objects.get().pk == "op"
+    assert "1 events" in pruned(events_days=100)
+    assert Event.objects.count() == 1
+
+
+def test_pruning_reaches_every_page(keep: Keep) -> None:
+    """Many rows are many short transactions."""
+    grant, long_ago = keep(), timezone.now() - 200 * DAY
+    event = {"identity": grant.identity, "name": "x", "at": long_ago}
+    Event.objects.bulk_create([Event(**event) for _ in range(2 * upkeep.PAGE + 1)])
+    prunes(events=2 * upkeep.PAGE + 1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_upkeep_works_where_a_caller_has_a_transaction(keep: Keep, op: OpenIDProvider) -> None:
+    """As a task under ATOMIC_REQUESTS or an outbox does: nothing is spent and then rolled back."""
+    keep()
+    with transaction.atomic():
+        assert upkeep.renew_idle() == Renewals(renewed=1)
+        assert upkeep.prune() == Pruned()
+    assert Grant.objects.get().generation == 2
