@@ -6,13 +6,15 @@ the folder `.demo/` (or DEMO_DIR), is made on first use, and may be deleted to s
 
 import json
 import os
-from base64 import urlsafe_b64encode
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from secrets import token_bytes, token_urlsafe
+from secrets import token_urlsafe
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from oidc_rp.sealing import generate_key
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("DEMO_DIR") or BASE_DIR / ".demo").resolve()
@@ -28,9 +30,23 @@ USERNAME = "ines"
 RS256_CLIENT_ID = "demo-site-rs256"
 HS256_CLIENT_ID = "demo-site-hs256"
 
+CALENDAR = f"{ISSUER}/api/calendar/"
+CONTACTS = f"{ISSUER}/api/contacts/"
+ID_TOKEN_INSTEAD = f"{ISSUER}/api/id-token-instead/"
 
-def _token_key() -> str:
-    return urlsafe_b64encode(token_bytes(32)).decode()
+# SQLite for a server with several threads: readers go on while one writes, and a transaction
+# that will write waits for its turn at its begin, where waiting is possible.
+SQLITE_OPTIONS = {
+    "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL",
+    "transaction_mode": "IMMEDIATE",
+    "timeout": 10,
+}
+
+
+def sqlite(name: str) -> dict[str, Any]:
+    """Return the DATABASES of a project that keeps its data in this file of the folder."""
+    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": FOLDER / name}
+    return {"default": {**database, "OPTIONS": SQLITE_OPTIONS}}
 
 
 def _signing_key() -> str:
@@ -51,7 +67,7 @@ class Secrets:
     provider_secret_key: str = field(default_factory=lambda: token_urlsafe(64))
     rs256_client_secret: str = field(default_factory=lambda: token_urlsafe(48))
     hs256_client_secret: str = field(default_factory=lambda: token_urlsafe(48))
-    token_key: str = field(default_factory=_token_key)
+    token_key: str = field(default_factory=generate_key)
     password: str = field(default_factory=lambda: token_urlsafe(9))
     signing_key: str = field(default_factory=_signing_key)
 

@@ -52,12 +52,16 @@ class Project:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    return run_to_the_end(projects(arguments))
+
+
+def run_to_the_end(both: list[Project]) -> int:
     """Run until interrupted, or until a server dies; return the exit status."""
     os.umask(0o077)
     for number in ENDING_SIGNALS:
         signal.signal(number, signal.default_int_handler)
     try:
-        run(projects(arguments))
+        run(both)
     except DemoError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -5,12 +5,12 @@ DEMO_HTTPS=1 is the same site behind a proxy that speaks TLS: `manage.py check -
 
 from demo_site.https_settings import *  # noqa: F403
 from demo_site.installation import (
-    FOLDER,
     HS256_CLIENT_ID,
     HTTPS,
     ISSUER,
     RS256_CLIENT_ID,
     load_secrets,
+    sqlite,
 )
 from demo_site.request_log import LOGGING as LOGGING
 
@@ -25,17 +25,22 @@ OIDC_RP = {
             "ISSUER": ISSUER,
             "CLIENT_ID": RS256_CLIENT_ID,
             "CLIENT_SECRET": secrets.rs256_client_secret,
+            "API_ORIGINS": [ISSUER],  # the calendar is served there, too
         },
         "demo-hs256": {
             "LABEL": "Demo Provider, HS256",
             "ISSUER": ISSUER,
             "CLIENT_ID": HS256_CLIENT_ID,
             "CLIENT_SECRET": secrets.hs256_client_secret,
+            "API_ORIGINS": [ISSUER],
             "ID_TOKEN_SIGNED_RESPONSE_ALG": "HS256",
         },
     },
     # For both of them:
-    "SCOPES": ["openid", "profile", "email", "address", "groups"],
+    "SCOPES": [
+        *("openid", "profile", "email", "address", "groups"),  # who somebody is
+        *("calendar", "offline_access"),  # what this site may do for them, also when they are away
+    ],
     "ALLOW_LOOPBACK_HTTP": not HTTPS,
     "GROUPS_CLAIM": "groups",
     "GROUPS": {"staff": "Identity viewers"},  # what that group may see: prepare_site
@@ -71,6 +76,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "oidc_rp.middleware.TokenRenewal",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
@@ -87,7 +93,8 @@ TEMPLATES = [
         },
     }
 ]
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": FOLDER / "site.sqlite3"}}
+DATABASES = sqlite("site.sqlite3")
+SILENCED_SYSTEM_CHECKS = ["oidc_rp.W006"]  # one process, one person: SQLite is enough for a demo
 CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",

@@ -10,7 +10,9 @@ from django.utils import timezone as clock
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from oidc_rp.sessions import current_login
+from demo_site.calls import RESULT, TOGETHER
+from oidc_rp.models import Event, Grant, Identity, StoredAccessToken
+from oidc_rp.sessions import CurrentLogin, current_login
 
 SCOPE_IN_WORDS = {
     "openid": "to sign you in, with an ID Token that proves it",
@@ -18,7 +20,22 @@ SCOPE_IN_WORDS = {
     "email": "to read your e-mail address",
     "address": "to read your postal address",
     "groups": "to read which groups you belong to",
+    "calendar": "to read your calendar",
+    "contacts": "to read your contacts",
     "offline_access": "to be renewed with a refresh token when you are away",
+}
+TIMELINE = 12
+EVENT_IN_WORDS = {
+    "signed_in": "You signed in",
+    "refreshed": "Tokens renewed",
+    "in_doubt": "No answer came: is the refresh token spent or not?",
+    "backing_off": "The provider is left in peace for a while",
+    "refresh_failed": "Renewal failed",
+    "circuit_opened": "The provider refuses this site",
+    "id_token_refused": "The new ID Token was refused",
+    "late_result": "A late answer was dropped",
+    "rotation_stored_late": "New tokens stored, later than they came",
+    "closed": "The grant ended",
 }
 # Claims of Core §2 need words; those of §5.1 about the person say themselves what they are.
 CLAIM_IN_WORDS = {
@@ -75,28 +92,65 @@ def home(request: HttpRequest) -> HttpResponse:
 @require_safe
 @login_required
 def profile(request: HttpRequest) -> HttpResponse:
-    """Show the three tokens of this sign-in by what they are for; no token is shown, or here."""
+    """Show the three tokens by what they are for; no token is shown, or here."""
     user: Any = request.user
     login = current_login(request)
     identities = user.oidc_identities
     identity = identities.filter(iss=login.iss, sub=login.sub).first() if login else None
     claims = identity.claims if identity else {}
-    granted = login.scope.split() if login else []
     context = {
         "login": login,
         "identity": identity,
         "name": claims.get("name") or user.get_full_name() or user.get_username(),
         "picture": _own_picture(claims),
         "rows": list(_rows(claims)),
-        "granted": [(scope, SCOPE_IN_WORDS.get(scope, "")) for scope in granted],
-        "offline_access": "offline_access" in granted,
-        "seconds_left": _seconds_left(login.expires_at) if login and login.expires_at else None,
+        "access": _access(login) if login else None,
+        "grant": Grant.objects.filter(pk=login.grant).first() if login else None,
+        "timeline": _timeline(identity, login.grant) if identity and login else [],
+        "result": request.session.pop(RESULT, None),
+        "together": TOGETHER,
     }
     return render(request, "demo_site/profile.html", context)
 
 
-def _seconds_left(expires_at: datetime) -> int:
-    return max(0, int((expires_at - clock.now()).total_seconds()))
+@dataclass(frozen=True)
+class Access:
+    """What is known of the access token that calls go out with: its scopes in words, its end."""
+
+    scopes: list[tuple[str, str]]
+    expires_at: datetime | None
+
+    @property
+    def seconds_left(self) -> int:
+        left = (self.expires_at - clock.now()).total_seconds() if self.expires_at else 0
+        return max(0, int(left))
+
+
+def _access(login: CurrentLogin) -> Access:
+    """The token that is kept now; the sign-in's own may have been replaced often."""
+    kept = StoredAccessToken.objects.filter(grant=login.grant, resource="", scope="").first()
+    scope = kept.granted_scope if kept else login.scope
+    scopes = [(name, SCOPE_IN_WORDS.get(name, "")) for name in scope.split()]
+    return Access(scopes, kept.expires_at if kept else login.expires_at)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One line of the timeline; `words` are ours, the rest is what oidc_rp wrote down."""
+
+    at: datetime
+    words: str
+    code: str
+    actor: str
+
+
+def _timeline(identity: Identity, grant: str) -> list[Moment]:
+    """What happened to this grant, the latest first."""
+    events = Event.objects.filter(identity=identity, grant=grant)[:TIMELINE]
+    return [
+        Moment(each.at, EVENT_IN_WORDS.get(each.name, each.name), each.code, each.actor)
+        for each in events
+    ]
 
 
 def _own_picture(claims: dict[str, Any]) -> str | None:

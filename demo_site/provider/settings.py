@@ -1,7 +1,7 @@
 """The embedded OpenID Provider: another party, with a database and cookies of its own."""
 
 from demo_site.https_settings import *  # noqa: F403
-from demo_site.installation import FOLDER, ISSUER, SCHEME, load_secrets
+from demo_site.installation import ISSUER, SCHEME, load_secrets, sqlite
 from demo_site.request_log import LOGGING as LOGGING
 
 secrets = load_secrets()
@@ -18,6 +18,8 @@ OAUTH2_PROVIDER = {
         "email": "read your e-mail address",
         "address": "read your postal address",
         "groups": "read which groups you belong to",
+        "calendar": "read your calendar",
+        "contacts": "read your contacts",
         "offline_access": "keep its access when you are away",
     },
     "DEFAULT_SCOPES": ["openid"],
@@ -75,9 +77,7 @@ TEMPLATES = [
         },
     }
 ]
-DATABASES = {
-    "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": FOLDER / "provider.sqlite3"}
-}
+DATABASES = sqlite("provider.sqlite3")
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 LANGUAGE_CODE = "en"

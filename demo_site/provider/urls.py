@@ -3,9 +3,10 @@ from django.urls import include, path
 from oauth2_provider import views as oauth2
 from oauth2_provider.urls import metadata_urlpatterns, oidc_urlpatterns
 
-from demo_site.provider import views
+from demo_site.provider import api, views
 
 oauth2_urlpatterns = [
+    path(".well-known/openid-configuration", views.DiscoveryView.as_view()),  # before DOT's own
     *metadata_urlpatterns,
     *oidc_urlpatterns,
     path("authorize/", oauth2.AuthorizationView.as_view(), name="authorize"),
@@ -17,5 +18,9 @@ urlpatterns = [
     path("", views.home, name="home"),
     path("login/", views.LoginView.as_view(), name="login"),
     path("sign-out/", LogoutView.as_view(), name="sign_out"),
+    path("take-back/", views.take_back, name="take_back"),
+    path("api/calendar/", api.calendar),
+    path("api/contacts/", api.contacts),
+    path("api/id-token-instead/", api.id_token_instead),
     path("", include((oauth2_urlpatterns, "oauth2_provider"))),
 ]

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,16 +49,11 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start_demo(folder: Path, port: int, op_port: int) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "demo_site.run",
-        "--port",
-        str(port),
-        "--op-port",
-        str(op_port),
-    ]
+def start_demo(
+    folder: Path, port: int, op_port: int, module: str = "demo_site.run"
+) -> subprocess.Popen[str]:
+    options = ["--port", str(port), "--op-port", str(op_port)]
+    command = [sys.executable, "-m", module, *options]
     environment = {**os.environ, "DEMO_DIR": str(folder)}
     environment.pop("DJANGO_SETTINGS_MODULE", None)
     return subprocess.Popen(
@@ -89,10 +85,9 @@ def stop_demo(process: subprocess.Popen[str], number: signal.Signals) -> int:
     return process.returncode
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    folder = tmp_path_factory.mktemp("demo")
-    process = start_demo(folder, *free_ports(2))
+@contextmanager
+def running_demo(folder: Path, module: str = "demo_site.run") -> Iterator[Demo]:
+    process = start_demo(folder, *free_ports(2), module)
     try:
         welcome = read_welcome(process)
         told = re.findall(TOLD, welcome, re.M)
@@ -102,6 +97,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     finally:
         status = stop_demo(process, signal.SIGINT)
     assert status == 0
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    with running_demo(tmp_path_factory.mktemp("demo")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect
 
 from tests.demo.conftest import ROOT, Demo
 from tests.demo.looks import problems_of
@@ -17,6 +17,7 @@ pytestmark = pytest.mark.browser
 SCREENSHOTS = ROOT / ".test" / "screenshots"
 UNKNOWN_STATE = "/oidc/demo-rs256/callback/?code=x&state=unknown"
 BUTTONS = {"rs256": "Sign in with Demo Provider", "hs256": "Sign in with Demo Provider, HS256"}
+MANY = "Call it 20 times at once"
 
 
 def choose(page: Page, button: str) -> None:
@@ -99,6 +100,67 @@ def test_the_access_token_is_seen_to_expire_and_the_session_goes_on(page: Page, 
     expect(page.get_by_role("heading", level=1)).to_have_text("Inês Calder")
 
 
+def press(page: Page, name: str) -> Locator:
+    """Press a button of the profile page; return the section that shows what it came to."""
+    page.get_by_role("button", name=name, exact=True).click()
+    expect(page).to_have_url(re.compile(r"/profile/#result$"))
+    return page.locator("#result")
+
+
+def test_m55_twenty_calls_at_the_moment_of_expiry_are_one_refresh(page: Page, demo: Demo) -> None:
+    sign_in(page, demo)
+    result = press(page, MANY)
+    expect(result.get_by_role("heading")).to_have_text("20 of 20 calls answered")
+    expect(result.locator("dl div").first).to_have_text(re.compile(r"^\s*refresh\s*1\s*$"))
+    expect(result.locator("dl div").last).to_contain_text("No. 2")
+    expect(result).to_be_in_viewport()
+    expect(page.get_by_role("timer")).to_have_text(re.compile(r"^(1:00|0:5\d) left$"))
+    timeline = page.get_by_role("region", name="What happened to this grant")
+    expect(timeline.get_by_role("listitem").first).to_contain_text("Tokens renewed")
+    page.reload()
+    expect(page.locator("#result")).to_have_count(0)
+
+
+def test_calls_with_a_good_token_need_no_refresh(page: Page, demo: Demo) -> None:
+    sign_in(page, demo)
+    page.get_by_label("at the moment the access token expires").uncheck()
+    result = press(page, MANY)
+    expect(result.locator("dl div").first).to_have_text(re.compile(r"^\s*refreshes\s*0\s*$"))
+    expect(page.get_by_label("at the moment the access token expires")).not_to_be_checked()
+
+
+def test_an_id_token_is_refused_by_the_calendar(page: Page, demo: Demo) -> None:
+    sign_in(page, demo, BUTTONS["hs256"])
+    result = press(page, "Send the ID Token instead")
+    expect(result.get_by_role("heading")).to_have_text("The calendar refused the ID Token")
+    expect(result).to_contain_text('error="invalid_token"')
+    expect(result).to_contain_text("an ID Token: HS256, aud demo-site-hs256")
+
+
+def test_a_missing_scope_is_asked_for_by_a_link(page: Page, demo: Demo) -> None:
+    sign_in(page, demo)
+    result = press(page, "Read the contacts")
+    expect(result.get_by_role("heading")).to_have_text("The contacts want more than you allowed")
+    result.get_by_role("link", name="Allow contacts").click()
+    expect(page).to_have_url(f"{demo.site}/profile/")
+    result = press(page, "Read the contacts")
+    expect(result.get_by_role("heading")).to_have_text("The contacts answered")
+
+
+def test_access_taken_back_at_the_provider_leads_to_a_new_sign_in(page: Page, demo: Demo) -> None:
+    sign_in(page, demo)
+    page.goto(demo.provider)
+    page.get_by_role("button", name="Take back its access").first.click()
+    page.goto(f"{demo.site}/profile/")
+    result = press(page, "Call it once")
+    expect(result).to_contain_text("grant.revoked_or_expired")
+    expect(page.get_by_text("No more. The grant ended")).to_be_visible()
+    result.get_by_role("link", name="Sign in again").click()
+    expect(page).to_have_url(f"{demo.site}/profile/")
+    result = press(page, "Call it once")
+    expect(result.get_by_role("heading")).to_have_text("The calendar answered")
+
+
 def test_a_page_that_needs_a_login_comes_after_it(page: Page, demo: Demo) -> None:
     page.goto(f"{demo.site}/admin/oidc_rp/identity/?q=ines")
     choose(page, BUTTONS["rs256"])
@@ -159,6 +221,8 @@ def test_no_javascript_is_needed(page_without_javascript: Page, demo: Demo) -> N
     expect(page.get_by_role("timer")).to_have_text(
         re.compile(r"^\d\d? s left, when this page was made$")
     )
+    result = press(page, MANY)
+    expect(result.get_by_role("heading")).to_have_text("20 of 20 calls answered")
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("You are signed out")
 
@@ -254,6 +318,20 @@ def test_every_page_looks_right(
     look("provider-home")
     sign_in(page, demo)
     look("profile")
+    for button, name in [
+        (MANY, "called-many"),
+        ("Call it once", "called-once"),
+        ("Send the ID Token instead", "id-token-refused"),
+        ("Read the contacts", "scope-missing"),
+    ]:
+        press(page, button)
+        look(name)
+    page.goto(demo.provider)
+    look("provider-accesses")
+    page.get_by_role("button", name="Take back its access").first.click()
+    page.goto(f"{demo.site}/profile/")
+    press(page, "Call it once")
+    look("access-gone")
     page.goto(f"{demo.provider}/authorize/?client_id=nobody")
     look("provider-refusal")
     page.goto(demo.site)

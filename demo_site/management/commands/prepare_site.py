@@ -3,6 +3,8 @@ from typing import Any
 from django.contrib.auth.models import Group, Permission
 from django.core.management import BaseCommand, call_command
 
+MAY_VIEW = ["user", "group", "identity", "grant", "event"]
+
 
 class Command(BaseCommand):
     """Prepare the database of the demo site; nothing is lost when run again."""
@@ -14,5 +16,5 @@ class Command(BaseCommand):
         call_command("createcachetable", verbosity=0)
         viewers, _ = Group.objects.get_or_create(name="Identity viewers")
         viewers.permissions.set(
-            Permission.objects.filter(codename__in=["view_identity", "view_user", "view_group"])
+            Permission.objects.filter(codename__in=[f"view_{name}" for name in MAY_VIEW])
         )
