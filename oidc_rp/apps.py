@@ -13,12 +13,12 @@ class OIDCRelyingPartyConfig(AppConfig):
         from django.core.signals import request_finished
         from django.db.models.signals import post_save, pre_delete
 
-        from . import checks, refresh, revocation, sessions  # noqa: F401 - checks registers them
+        from . import checks, closing, refresh, revocation, sessions  # noqa: F401 - checks registers them
 
         user_logged_in.connect(sessions.note_local_login)
-        user_logged_out.connect(refresh.forget_session)
-        post_save.connect(refresh.forget_user, sender=settings.AUTH_USER_MODEL)
-        pre_delete.connect(refresh.forget_grant, sender="oidc_rp.Grant")
+        user_logged_out.connect(closing.forget_session)
+        post_save.connect(closing.forget_user, sender=settings.AUTH_USER_MODEL)
+        pre_delete.connect(closing.forget_grant, sender="oidc_rp.Grant")
         post_save.connect(revocation.soon, sender="oidc_rp.PendingRevocation")
         request_finished.connect(refresh.store_waiting)
 

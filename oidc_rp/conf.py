@@ -113,8 +113,9 @@ def _text_mapping(value: Any) -> dict[str, str]:
 
 def _api_origins(value: Any) -> dict[str, tuple[str, ...]]:
     """{resource: origins}; a list is of the API that needs no naming."""
-    by_resource = {"": value} if isinstance(value, list | tuple) else _mapping(value)
-    origins = {resource: _names(items) for resource, items in by_resource.items()}
+    if isinstance(value, list | tuple):
+        value = {"": value} if value else {}
+    origins = {resource: _names(items) for resource, items in _mapping(value).items()}
     if any(origin_of(item) != item for items in origins.values() for item in items):
         raise ValueError('a list of origins such as "https://api.example", or {resource: list}')
     return origins

@@ -179,18 +179,25 @@ def _reading(alias: str, by_id: bool) -> str:
     )
 
 
-def load(grant: str) -> Any:
+def load(grant: str, *, locked: bool = False) -> Any:
     """The grant as it stands now, with identity, user, and the database's time as `.now`; or None.
 
-    The circuit of its provider comes along as `.circuit_until` and `.circuit_error`.
+    locked: read what is committed, even where an older snapshot belongs to the transaction
+    (REPEATABLE READ), and keep it until that ends.
     """
-    return (
-        Grant.objects.using(database())
-        .select_related("identity__user")
-        .annotate(now=DatabaseClock())
-        .filter(pk=grant)
-        .first()
-    )
+    return _load(locked, pk=grant)
+
+
+def _load(locked: bool, **key: Any) -> Any:
+    rows: Any = Grant.objects.using(database()).annotate(now=DatabaseClock()).filter(**key)
+    if not locked:
+        return rows.select_related("identity__user").first()
+    with transaction_on(database()):
+        return rows.select_for_update().first()
+
+
+ATTEMPTS = 5
+"""How often a compare-and-set is tried that must not fail: others come first, but not always."""
 
 
 # Compare and set
@@ -461,24 +468,15 @@ def keep(login: Login, identity: Identity) -> Grant | None:
     if not provider.offline and "offline_access" not in tokens.scope.split():
         return _new_grant(login, identity, None)
     slot = sha256(f"{identity.pk}:{provider.client_id}".encode()).hexdigest()
-    while True:
-        known = load_slot(slot)
+    for attempt in range(ATTEMPTS):
+        known = _load(attempt > 0, slot=slot)
         if known is not None and _renewed_by_login(known, login):
             return cast(Grant, known)
         if known is None or (tokens.refresh_token is None and known.status != Grant.OPEN):
             with suppress(IntegrityError):  # another login of the same person came first
                 return _new_grant(login, identity, slot if tokens.refresh_token else None)
-
-
-def load_slot(slot: str) -> Any:
-    """The durable grant of a slot, with the database's time as `.now`; or None."""
-    return (
-        Grant.objects.using(database())
-        .select_related("identity__user")
-        .annotate(now=DatabaseClock())
-        .filter(slot=slot)
-        .first()
-    )
+    logger.error("the tokens of a login are lost: its grant changes all the time")
+    return None
 
 
 def _new_grant(login: Login, identity: Identity, slot: str | None) -> Grant:
@@ -579,6 +577,7 @@ def note(grant: Any, name: str, code: str = "", actor: str = "") -> None:
             Event.objects.using(database()).create(
                 identity_id=grant.identity_id,
                 grant_id=grant.pk,
+                at=DatabaseClock(),
                 name=name,
                 code=code[:100],
                 actor=actor or worker(),

@@ -34,7 +34,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.utils import timezone
 
-from . import circuit, conf, grants, journal, signals
+from . import circuit, closing, conf, grants, journal, signals
 from .errors import (
     ConfigurationError,
     InvalidIdToken,
@@ -53,7 +53,6 @@ from .protocol.id_token import check_at_hash
 from .protocol.token_endpoint import MAX_LIFETIME, RefreshResponse, TokenResponse
 from .protocol.tokens import AccessToken, RefreshToken
 from .relying_party import RelyingParty, relying_party
-from .sessions import grant_of
 from .single_flight import Flight, SingleFlight
 
 logger = logging.getLogger("oidc_rp")
@@ -163,6 +162,9 @@ def _look_at(waiting: "asyncio.Future[UsableToken]") -> None:
 _WAITED = "the token is being renewed, and that takes longer than REFRESH_WAIT"
 _flights: SingleFlight[UsableToken] = SingleFlight()
 
+_resting: dict[str, float] = {}
+"""Grant -> until when (time.monotonic()) its provider is not worth asking for a token to come."""
+
 
 def _first_step(owner: Owner, target: Target, rejected: AccessToken | None) -> tuple[Step, Want]:
     """The token at hand (T1, T2), or the flight that will bring one."""
@@ -175,7 +177,8 @@ def _first_step(owner: Owner, target: Target, rejected: AccessToken | None) -> t
     token = _at_hand(reading)
     if token is None or token.access_token == rejected:
         return _take_off(want), want
-    if token.fresh_for <= 0 and reading.may_be_renewed:
+    resting = _resting.get(reading.grant, 0.0) > time.monotonic()
+    if token.fresh_for <= 0 and reading.may_be_renewed and not resting:
         _take_off(replace(want, eager=True), otherwise=token)
     return token, want
 
@@ -334,20 +337,25 @@ def _party(grant: Any) -> RelyingParty:
         party.metadata()
     except OIDCError as error:
         logger.error("grant %s: provider %s: %s", grant.pk, grant.provider, error)
-        message = "the provider cannot be asked"
-        raise TemporarilyUnavailable("refresh.provider", message, retry_after=30.0) from error
+        raise _rest(grant.pk, "refresh.provider", 30.0) from error
     if party.provider.client_id != grant.client_id:
         raise LoginRequired("grant.client_changed", "CLIENT_ID is another one now")
     if grant.identity.iss not in party.provider.issuers():
         raise LoginRequired("grant.issuer_changed", "ISSUER is another one now")
     if (left := circuit.seconds_open(grant.provider)) > 0:
-        message = "the OP refuses this site's client"
-        raise TemporarilyUnavailable("refresh.circuit_open", message, retry_after=left)
+        raise _rest(grant.pk, "refresh.circuit_open", left)
     if grant.not_before is not None and grant.not_before > grant.now:
         left = (grant.not_before - grant.now).total_seconds()
         message = f"the OP was busy or out of reach ({grant.last_error})"
         raise TemporarilyUnavailable("refresh.backing_off", message, retry_after=left)
     return party
+
+
+def _rest(grant: str, code: str, seconds: float) -> TemporarilyUnavailable:
+    if len(_resting) >= 1000:
+        _resting.clear()
+    _resting[grant] = time.monotonic() + min(seconds, 30.0)
+    return TemporarilyUnavailable(code, "the provider cannot be asked now", retry_after=seconds)
 
 
 class Attempt:
@@ -483,7 +491,7 @@ class Attempt:
         except InvalidIdToken as error:
             grants.note(self.grant, "id_token_refused", error.code)
             if error.claim in ("iss", "tid", "sub"):
-                end(self.grant.pk, grants.SUBJECT_CHANGED)
+                closing.end(self.grant.pk, grants.SUBJECT_CHANGED)
                 message = "the OP answered for somebody else"
                 raise LoginRequired(f"grant.{grants.SUBJECT_CHANGED}", message) from error
         except OIDCError as error:  # no keys to be had at the moment, for instance
@@ -588,7 +596,7 @@ class Attempt:
     def _close(self, reason: str, code: str) -> None:
         self.grant.last_error, self.grant.last_error_at = code, self.grant.now
         if grants.close(self.grant, reason, revoke=False, keep_access=True):
-            _tell_closed(self.grant, reason, code)
+            closing.tell_closed(self.grant, reason, code)
 
     @contextmanager
     def _lease_kept(self) -> Iterator[None]:
@@ -698,53 +706,3 @@ def _store_until_stored(rotation: Rotation) -> None:
             return
         except (DatabaseError, InterfaceError):
             connections[grants.database()].close()
-
-
-# The end of a grant (T18)
-
-
-def end(grant_id: str, reason: str, *, revoke: bool = True, actor: str = "") -> bool:
-    """Close a grant, whoever may be refreshing it, and tell the OP after commit.
-
-    reason: one of those in grants.py. Returns whether it was open.
-    """
-    while (grant := grants.load(grant_id)) is not None and grant.status == Grant.OPEN:
-        if grants.close(grant, reason, revoke=revoke):
-            _tell_closed(grant, reason, "", actor)
-            return True
-    return False
-
-
-def end_session_grant(grant_id: str, reason: str, *, revoke: bool = True, actor: str = "") -> bool:
-    """Close the grant that a browser session leaves behind; a durable one outlives it."""
-    bound = Grant.objects.using(grants.database()).filter(pk=grant_id, durable=False)
-    return bool(grant_id) and bound.exists() and end(grant_id, reason, revoke=revoke, actor=actor)
-
-
-def forget_session(request: Any, **_: Any) -> None:
-    """End this session's own grant; a receiver of user_logged_out."""
-    if hasattr(request, "session"):
-        end_session_grant(grant_of(request.session), grants.LOGOUT)
-
-
-def forget_user(instance: Any, created: bool, **_: Any) -> None:
-    """End every grant of a user who is no longer active; a receiver of the user's post_save."""
-    if created or instance.is_active:
-        return
-    rows = Grant.objects.using(grants.database()).filter(status=Grant.OPEN)
-    for grant_id in rows.filter(identity__user=instance).values_list("pk", flat=True):
-        end(grant_id, grants.DEACTIVATED)
-
-
-def forget_grant(instance: Any, **_: Any) -> None:
-    """Have the refresh token of a deleted grant revoked; a receiver of its pre_delete, which comes
-    also when its identity or user is deleted."""
-    token = grants.opened(instance) if instance.status == Grant.OPEN else None
-    if token is not None:
-        grants.pend_revocation(instance, token, grants.UNLINKED)
-
-
-def _tell_closed(grant: Any, reason: str, code: str, actor: str = "") -> None:
-    grants.note(grant, "closed", reason, actor)
-    told = {"identity": grant.identity, "grant": grant, "reason": reason}
-    signals.send_after_commit(signals.grant_closed, Identity, **told)

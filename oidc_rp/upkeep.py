@@ -17,7 +17,7 @@ from django.db import InterfaceError, OperationalError, connections, models, res
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce
 
-from . import circuit, conf, grants, refresh, revocation
+from . import circuit, closing, conf, grants, refresh, revocation
 from .errors import LoginRequired, OIDCError
 from .models import DatabaseClock, Event, Grant, ProviderCircuit, StoredAccessToken
 from .own_connection import detached, must_share
@@ -200,7 +200,7 @@ def _prune(closed_for: timedelta, events_for: timedelta) -> Pruned:
     done = Pruned()
     for reason, rows in _useless().items():
         for number, grant_id in enumerate(_ids(rows), 1):
-            done.closed += refresh.end(grant_id, reason, actor="oidc_prune")
+            done.closed += closing.end(grant_id, reason, actor="oidc_prune")
             if number % PAGE == 0:
                 revocation.work_off()  # no faster than the OP can be told
     done.grants = _delete_closed(closed_for)

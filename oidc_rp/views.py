@@ -40,7 +40,7 @@ from mozilla_django_oidc.views import (
     OIDCLogoutView,
 )
 
-from . import conf, grants, refresh, sessions, signals
+from . import closing, conf, grants, sessions, signals
 from .backends import CallbackResponse, SignIn
 from .errors import ConfigurationError, InvalidResponse, OIDCError
 from .login_urls import SCOPES_FIELD_NAME, added_scopes
@@ -248,8 +248,7 @@ def _sign_in(request: HttpRequest, user: Any) -> None:
     auth_login(request, user)
     sessions.store_login(request.session, signed_in.login, grant.pk if grant else "")
     if before:
-        revoke = grants.revokes_superseded(signed_in.login.provider)
-        refresh.end_session_grant(before, grants.SUPERSEDED, revoke=revoke)
+        closing.end_session_grant(before, grants.SUPERSEDED)
     told = {"request": request, "user": user, "identity": signed_in.account.identity}
     if signed_in.account.linked:
         signals.send_after_commit(signals.identity_linked, Identity, **told)

@@ -799,6 +799,8 @@ class OpenIDProvider:
         self.authorization_params: dict[str, Any] = {}
         self.answer: dict[str, Misbehaviour] = {}
 
+        self.always_refresh_token = False
+        """True: a login brings a refresh token without offline_access, too."""
         self.rotation = True
         """False: a refresh answers with the refresh token that it was sent."""
         self.overlap = 0.0
@@ -1213,7 +1215,7 @@ class OpenIDProvider:
             "scope": " ".join(scopes),
             "id_token": self._id_token(grant, access_token, nonce, refreshed is not None),
         }
-        if "offline_access" in grant.scopes:
+        if self.always_refresh_token or "offline_access" in grant.scopes:
             tokens["refresh_token"] = self._next_refresh_token(grant, refreshed)
         return tokens
 

@@ -154,7 +154,12 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "API_ORIGINS": (
         *NAMES,
         *(["https://api.example/"], ["https://API.example"], ["https://api.example:443"]),
-        *(["api.example"], ["ftp://api.example"], ["https://a@api.example"], ["http://api.example"]),
+        *(
+            ["api.example"],
+            ["ftp://api.example"],
+            ["https://a@api.example"],
+            ["http://api.example"],
+        ),
         {"urn:calendar": "https://api.example"},
     ),
     "RESOURCE_PARAMETER": ("Resource", "", None.__class__, 1),

@@ -6,7 +6,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.test import Client
 
-from oidc_rp import conf, grants, refresh
+from oidc_rp import closing, conf, grants
 from oidc_rp.errors import LoginRequired
 from oidc_rp.grants import Owner
 from oidc_rp.models import Event, Grant, Identity, StoredAccessToken
@@ -190,7 +190,7 @@ def test_M55_T15_an_op_that_gives_a_refresh_token_only_once(
 
 
 def test_T15_and_none_comes_where_the_grant_has_ended(op: OpenIDProvider, owner: Owner) -> None:
-    refresh.end(owner.grant, grants.LOGOUT)
+    closing.end(owner.grant, grants.LOGOUT)
     op.token_response["refresh_token"] = REMOVE
     other = signed_in(Browser(), op)
     assert other.grant != owner.grant

@@ -25,7 +25,7 @@ from django.db import connection, transaction
 from django.test import TestCase
 from pytest_django import DjangoAssertNumQueries
 
-from oidc_rp import circuit, grants, journal, own_connection, refresh, signals
+from oidc_rp import circuit, closing, grants, journal, own_connection, refresh, signals
 from oidc_rp.errors import LoginRequired, OPError, TemporarilyUnavailable
 from oidc_rp.grants import Owner, Target
 from oidc_rp.models import DatabaseClock, Event, Grant, ProviderCircuit, StoredAccessToken
@@ -838,7 +838,7 @@ def test_M55_T18_whoever_comes_late_revokes_what_it_got(
     op: OpenIDProvider, owner: Owner, heard: list[tuple[str, str]]
 ) -> None:
     expire()
-    op.answer["token"] = first(1, during(lambda: refresh.end(owner.grant, grants.LOGOUT)))
+    op.answer["token"] = first(1, during(lambda: closing.end(owner.grant, grants.LOGOUT)))
     assert needs_login(owner) == "grant.logout"
     assert (op.refreshes, op.families_lost) == (1, 0)
     assert_closed(owner, "logout")
@@ -1016,7 +1016,7 @@ def test_M53_no_token_in_logs_or_tables(
         ProviderCircuit.objects.all().delete()
         usable_token(owner, Target("https://graph.example"))
         seen.append(dump())
-    refresh.end(owner.grant, grants.LOGOUT)
+    closing.end(owner.grant, grants.LOGOUT)
     wait_until(lambda: to_revoke() == [])
     seen += [dump(), caplog.text, *(str(vars(record)) for record in caplog.records)]
     issued = every_token(op)

@@ -333,7 +333,7 @@ def test_what_cannot_be_done_is_a_command_error(
 
 # Real databases, real processes
 
-GRANTS = 400
+GRANTS = 150
 
 
 def fill() -> None:

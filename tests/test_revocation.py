@@ -8,7 +8,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.db import transaction
 
-from oidc_rp import grants, refresh, revocation
+from oidc_rp import closing, grants, revocation
 from oidc_rp.grants import Owner
 from oidc_rp.models import Grant, Identity, PendingRevocation
 from oidc_rp.sealing import generate_key
@@ -56,7 +56,7 @@ def delete(owner: Owner) -> None:
 
 
 def end(owner: Owner) -> None:
-    assert refresh.end(owner.grant, grants.LOGOUT)
+    assert closing.end(owner.grant, grants.LOGOUT)
 
 
 ENDINGS: dict[str, Any] = {
@@ -104,9 +104,9 @@ def test_M38_a_deactivated_users_grant_is_closed_with_its_reason(
 
 
 def test_a_closed_grant_is_not_ended_twice(op: OpenIDProvider, owner: Owner) -> None:
-    assert refresh.end(owner.grant, grants.LOGOUT)
-    assert not refresh.end(owner.grant, grants.UNLINKED)
-    assert not refresh.end("0" * 32, grants.LOGOUT)
+    assert closing.end(owner.grant, grants.LOGOUT)
+    assert not closing.end(owner.grant, grants.UNLINKED)
+    assert not closing.end("0" * 32, grants.LOGOUT)
     assert_closed(owner, "logout")
     delete(owner)
     assert len(revoked(op)) == 1
