@@ -59,11 +59,17 @@ EXPIRED = "expired"
 @dataclass(frozen=True, slots=True)
 class Owner:
     """Whose grant: the one of this id, as the browser session of this user holds it; or, without
-    an id, the durable one of this user at this provider (slug)."""
+    an id, the durable one of this user at this provider (slug).
+
+    iss, sub: who signed in to the session, where that is known. The seal of the token proves it
+    then, and neither the identity nor its user, whom the request has just loaded, is read again.
+    """
 
     user_id: Any
     grant: str = ""
     provider: str = ""
+    iss: str = ""
+    sub: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,29 +141,41 @@ def database() -> str:
 def read(owner: Owner, target: Target) -> Reading | None:
     """What there is for `owner` to call `target` with; one statement, by unique look-ups."""
     alias = database()
-    user_id = _user_field().get_db_prep_value(owner.user_id, connections[alias])
-    which = [owner.grant, target.digest, user_id, owner.grant]
-    if not owner.grant:
-        which = [target.digest, user_id, owner.provider]
+    if owner.grant and owner.sub:
+        statement = _of_session(alias)
+        values = [owner.grant, target.digest, owner.grant]
+    else:
+        user_id = _user_field().get_db_prep_value(owner.user_id, connections[alias])
+        statement = _of_user(alias, bool(owner.grant))
+        values = [user_id, target.digest, user_id, owner.grant or owner.provider]
     with connections[alias].cursor() as cursor:
-        cursor.execute(_reading(alias, bool(owner.grant)), [user_id, *which])
+        cursor.execute(statement, values)
         row = cursor.fetchone()
-    return row and Reading._make(row)
+    reading = row and Reading._make(row)
+    return reading and reading._replace(iss=reading.iss or owner.iss, sub=reading.sub or owner.sub)
 
 
-def _user_field() -> Any:
-    return Identity._meta.get_field("user")
+# Plain SQL: to compose a statement takes Django longer than to run one of these. A value that is
+# known stands wherever it may, and no table is named without need: PostgreSQL takes longer to plan
+# them than to run them.
 
 
 @lru_cache(maxsize=8)
-def _reading(alias: str, by_id: bool) -> str:
-    """Plain SQL: to compose a statement takes Django longer than to run this one.
+def _of_session(alias: str) -> str:
+    """The grant of an id. Whoever holds it says whose it is, and the seal whether that is so."""
+    quote = connections[alias].ops.quote_name
+    grant, token = quote(Grant._meta.db_table), quote(StoredAccessToken._meta.db_table)
+    columns = _select(alias, "'', ''", "1")
+    return (
+        f"{columns} FROM {grant} g "
+        f"LEFT JOIN {token} t ON t.grant_id = %s AND t.target = %s WHERE g.id = %s"
+    )
 
-    A value that is known stands wherever it may: that saves PostgreSQL a third of its planning,
-    which takes longer than the look-ups.
-    """
-    connection, user = connections[alias], get_user_model()
-    quote = connection.ops.quote_name
+
+@lru_cache(maxsize=8)
+def _of_user(alias: str, by_id: bool) -> str:
+    """The grant of an id if it is this user's, or his durable one at a provider."""
+    quote, user = connections[alias].ops.quote_name, get_user_model()
     grant, identity = quote(Grant._meta.db_table), quote(Identity._meta.db_table)
     token, users = quote(StoredAccessToken._meta.db_table), quote(user._meta.db_table)
     pk = quote(_user_field().target_field.column)
@@ -166,17 +184,27 @@ def _reading(alias: str, by_id: bool) -> str:
         is_active = f"u.{quote(active.column)}"
     except FieldDoesNotExist:
         is_active = "1"  # a property of the class, which refresh.py asks
-    its_token = "t.grant_id = %s" if by_id else "t.grant_id = g.id"
     which = "g.id = %s" if by_id else "g.provider = %s AND g.durable ORDER BY g.id DESC LIMIT 1"
     return (
-        f"SELECT {CLOCKS[connection.vendor]}, g.id, g.identity_id, g.provider, i.iss, i.sub, "  # noqa: S608
-        f"{is_active}, g.status, g.lease_until, g.not_before, g.key_id, t.id, t.access_token, "
-        f"t.granted_scope, t.generation, t.sent_at, t.expires_at "
+        f"{_select(alias, 'i.iss, i.sub', is_active)} "
         f"FROM {grant} g JOIN {identity} i ON i.id = g.identity_id "
         f"JOIN {users} u ON u.{pk} = %s "
-        f"LEFT JOIN {token} t ON {its_token} AND t.target = %s "
+        f"LEFT JOIN {token} t ON t.grant_id = g.id AND t.target = %s "
         f"WHERE i.user_id = %s AND {which}"
     )
+
+
+def _select(alias: str, person: str, is_active: str) -> str:
+    """The columns of Reading, in their order."""
+    return (
+        f"SELECT {CLOCKS[connections[alias].vendor]}, g.id, g.identity_id, g.provider, "
+        f"{person}, {is_active}, g.status, g.lease_until, g.not_before, g.key_id, t.id, "
+        f"t.access_token, t.granted_scope, t.generation, t.sent_at, t.expires_at"
+    )
+
+
+def _user_field() -> Any:
+    return Identity._meta.get_field("user")
 
 
 def load(grant: str, *, locked: bool = False) -> Any:

@@ -212,7 +212,10 @@ def _take_off(want: Want, otherwise: UsableToken | None = None) -> Step:
     """Renew in a thread of its own, or join whoever does; here, where no other thread could."""
     if not must_share(grants.database()):
         in_write = connections[grants.database()].in_atomic_block
-        return _flights.join(want.grant, want, partial(renew, want, patient=not in_write))
+        work = partial(renew, want, patient=not in_write)
+        # Not all workers at once, and not while the calls of this very moment are on their way.
+        delay = random.uniform(0.05, 0.5) if want.eager else 0.0  # noqa: S311 - no secret
+        return _flights.join(want.grant, want, work, delay)
     try:
         return renew(want)
     except OIDCError:
@@ -276,7 +279,7 @@ def renew(want: Want, *, patient: bool = True) -> UsableToken:
         if time.monotonic() > until:
             raise TemporarilyUnavailable("refresh.waiting", _WAITED, retry_after=1.0)
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - T4, jitter
-        pause = min(pause * 1.5, 0.25)
+        pause = min(pause * 1.5, 0.1)
 
 
 def _current(want: Want) -> tuple[Any, Reading]:

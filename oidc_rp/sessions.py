@@ -265,7 +265,8 @@ def grant_of(session: SessionBase) -> str:
 
 def owner_of(request: HttpRequest) -> Owner | None:
     """Whose grant this browser session may use; None when it has none."""
-    grant = grant_of(request.session)
-    if not grant or not request.user.is_authenticated:
+    grant, user = grant_of(request.session), request.user
+    if not grant or not user.is_authenticated or not user.is_active:
         return None
-    return Owner(request.user.pk, grant)
+    stored = request.session[CURRENT]
+    return Owner(user.pk, grant, iss=stored["iss"], sub=stored["sub"])

@@ -14,10 +14,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Flight(Generic[T]):
-    """Work under way, and what it is for."""
+    """Work under way, and what it is for. hurry: set when somebody waits for it."""
 
     aim: object
     future: "Future[T]"
+    hurry: threading.Event
 
 
 class SingleFlight(Generic[T]):
@@ -32,13 +33,26 @@ class SingleFlight(Generic[T]):
         self._lock = threading.RLock()
         self._flights: dict[Hashable, Flight[T]] = {}
 
-    def join(self, key: Hashable, aim: object, work: Callable[[], T]) -> Flight[T]:
-        """The flight of this key, whatever its aim; one for `work`, if there is none."""
+    def join(
+        self, key: Hashable, aim: object, work: Callable[[], T], delay: float = 0.0
+    ) -> Flight[T]:
+        """The flight of this key, whatever its aim; one for `work`, if there is none.
+
+        delay: seconds that the work may be put off, until somebody joins who cannot wait.
+        """
         with self._lock:
             flight = self._flights.get(key)
             if flight is None or flight.future.done():
-                flight = self._flights[key] = Flight(aim, detached(work))
+                hurry = threading.Event()
+
+                def put_off() -> T:
+                    hurry.wait(delay)
+                    return work()
+
+                flight = self._flights[key] = Flight(aim, detached(put_off), hurry)
                 flight.future.add_done_callback(lambda _: self._land(key, flight))
+            if not delay:
+                flight.hurry.set()
             return flight
 
     def _land(self, key: Hashable, flight: Flight[T]) -> None:
