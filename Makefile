@@ -6,19 +6,25 @@ VENV ?= .venv
 OVERRIDES ?=
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+SERVERS_READY = $(VENV)/.servers-ready
+
+# What touches the database is tested on the servers, too, and not on SQLite alone.
+DATABASE_TESTS = tests/test_models.py tests/test_accounts.py tests/test_reseal.py \
+    $(wildcard tests/test_grants*.py tests/test_refresh*.py)
 
 # The checks are not to touch the demo that somebody runs here.
 CHECK_DEMO = DEMO_DIR=.test/demo
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint typecheck checks every-test oldest newest package bench measure build clean
+.PHONY: help demo test test-all lint typecheck checks further in-browser on-servers oldest newest package bench measure build clean
 
 help:
 	@echo "make demo       the demo site and its OpenID Provider  [PORT=8000 OP_PORT=9000]"
 	@echo "make test       the tests that need Python alone"
 	@echo "make test-all   all that CI runs: lint, types, checks, every test on the oldest and"
-	@echo "                the newest Python and Django, the wheel; needs Chromium and gettext"
+	@echo "                the newest Python and Django, the wheel; needs Chromium, gettext,"
+	@echo "                PostgreSQL, MariaDB, Redis, faketime, Node.js 20 and npm, and starts its own servers"
 	@echo "make lint       ruff: rules and format"
 	@echo "make typecheck  mypy, strict"
 	@echo "make bench      the benchmarks, beside other packages"
@@ -31,10 +37,14 @@ demo: $(READY)
 	@$(BIN)/python -m demo_site.run $(if $(PORT),--port $(PORT)) $(if $(OP_PORT),--op-port $(OP_PORT))
 
 test: $(READY)
+	@$(BIN)/python -c 'import sys, django; print("Python %d.%d.%d," % sys.version_info[:3], "Django", django.__version__)'
 	@$(BIN)/python -m pytest -m "not browser and not servers"
 
-test-all: lint typecheck checks every-test oldest newest package
+test-all: test further
 	@echo "test-all: everything passed, nothing was left out."
+
+# All but `make test`, for whoever has just run that.
+further: lint typecheck checks in-browser on-servers oldest newest package
 
 lint: $(READY)
 	@$(BIN)/ruff check
@@ -52,16 +62,23 @@ checks: $(READY)
 	        echo "$${po%.po}.mo is not the compiled $$po: run django-admin compilemessages" >&2; exit 1; }; \
 	done
 
-every-test: $(READY)
-	@$(BIN)/python -c 'import sys, django; print("Python %d.%d.%d," % sys.version_info[:3], "Django", django.__version__)'
-	@$(BIN)/python -m pytest -m ""
+in-browser: $(READY)
+	@$(BIN)/python -m pytest -m browser
+
+on-servers: $(SERVERS_READY)
+	@$(BIN)/python -m pytest -m servers
+	@for database in postgresql mariadb; do \
+	    echo "The tests that touch the database, on $$database:"; \
+	    DATABASE=$$database $(BIN)/python -m pytest --ds=tests.servers.settings \
+	        -m "not browser and not servers" $(DATABASE_TESTS) || exit 1; \
+	done
 
 oldest:
-	@python=$$(tests/packaging/find_python 3.10) && $(MAKE) --no-print-directory every-test \
+	@python=$$(tests/packaging/find_python 3.10) && $(MAKE) --no-print-directory test \
 	    PYTHON="$$python" VENV=.venv-oldest OVERRIDES=tests/packaging/oldest.txt
 
 newest:
-	@python=$$(tests/packaging/find_python 3.13 3.14) && $(MAKE) --no-print-directory every-test \
+	@python=$$(tests/packaging/find_python 3.13 3.14) && $(MAKE) --no-print-directory test \
 	    PYTHON="$$python" VENV=.venv-newest OVERRIDES=tests/packaging/newest.txt
 
 package: build
@@ -96,4 +113,8 @@ $(READY): requirements.txt $(OVERRIDES)
 	        echo "Installing the packages of $$pins failed; pip says why above." >&2; exit 1; }; \
 	done
 	@$(BIN)/python -m pip --disable-pip-version-check check >/dev/null
+	@touch $@
+
+$(SERVERS_READY): $(READY) tests/servers/requirements.txt
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet -r tests/servers/requirements.txt
 	@touch $@
