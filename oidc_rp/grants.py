@@ -50,6 +50,7 @@ REVOKED_OR_EXPIRED = "revoked_or_expired"
 SUBJECT_CHANGED = "subject_changed"
 SEAL_BROKEN = "seal_broken"
 SUPERSEDED = "superseded"
+NARROWER = "narrower"
 LOGOUT = "logout"
 DEACTIVATED = "deactivated"
 UNLINKED = "unlinked"
@@ -104,6 +105,7 @@ class Reading(NamedTuple):
     grant: str
     identity: int
     provider: str
+    client_id: str
     iss: str
     sub: str
     user_is_active: bool
@@ -198,8 +200,8 @@ def _select(alias: str, person: str, is_active: str) -> str:
     """The columns of Reading, in their order."""
     return (
         f"SELECT {CLOCKS[connections[alias].vendor]}, g.id, g.identity_id, g.provider, "
-        f"{person}, {is_active}, g.status, g.lease_until, g.not_before, g.key_id, t.id, "
-        f"t.access_token, t.granted_scope, t.generation, t.sent_at, t.expires_at"
+        f"g.client_id, {person}, {is_active}, g.status, g.lease_until, g.not_before, g.key_id, "
+        f"t.id, t.access_token, t.granted_scope, t.generation, t.sent_at, t.expires_at"
     )
 
 
@@ -453,6 +455,8 @@ def refresh_token(grant: Grant) -> RefreshToken | None:
     """The refresh token, or None where there is none. Raises SealError."""
     if not grant.refresh_token:
         return None
+    if key_id(grant.refresh_token) != grant.key_id:  # not a key that is missing: a bit that is
+        raise SealError("seal.broken", "the envelope names another key than its row")
     return RefreshToken(key_ring().open(grant.refresh_token, grant.context(grant.generation)))
 
 
@@ -540,6 +544,10 @@ def _renewed_by_login(known: Any, login: Login) -> bool:
     refresh_token, open_now = login.tokens.refresh_token, known.status == Grant.OPEN
     if refresh_token is None and not open_now:
         return False
+    if refresh_token is not None and _allows_more(known, login.tokens.scope):
+        if revokes_superseded(login.provider):
+            pend_revocation(known, refresh_token, NARROWER)
+        return True
     generation = known.generation + (refresh_token is not None)
     changes: dict[str, Any] = {"generation": generation}
     if refresh_token is not None:
@@ -566,6 +574,14 @@ def _renewed_by_login(known: Any, login: Login) -> bool:
             pend_revocation(known, superseded, SUPERSEDED)
     known.generation = generation
     return True
+
+
+def _allows_more(known: Grant, scope: str) -> bool:
+    """Whether a grant that nothing is wrong with allows all of this scope and more: an ordinary
+    sign-in must not take from background jobs what a person has once been asked for on purpose."""
+    is_well = known.status == Grant.OPEN and bool(known.refresh_token) and not known.failures
+    more = set(known.scope.split()) > set(scope.split())
+    return is_well and known.in_doubt_since is None and more
 
 
 def revokes_superseded(provider: conf.Provider) -> bool:

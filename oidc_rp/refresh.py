@@ -120,15 +120,20 @@ Step = UsableToken | Flight[UsableToken]
 
 
 def usable_token(
-    owner: Owner, target: Target = ANY, *, rejected: AccessToken | None = None
+    owner: Owner,
+    target: Target = ANY,
+    *,
+    rejected: AccessToken | None = None,
+    wait: float | None = None,
 ) -> UsableToken:
     """Return an access token of `owner` for `target`; while it is fresh, by one statement.
 
     rejected: the token that the API answered invalid_token to. It is renewed, but at most once in
     30 s for a grant: the same token comes back where that does not help.
+    wait: seconds for another's refresh, or one's own; REFRESH_WAIT if not given.
     Raises LoginRequired, TemporarilyUnavailable; OPError for a target that the OP refuses.
     """
-    until = time.monotonic() + conf.refresh_wait()
+    until = time.monotonic() + (conf.refresh_wait() if wait is None else wait)
     step, want = _first_step(owner, target, rejected)
     while not isinstance(step, UsableToken):
         if not wait_for([step.future], max(until - time.monotonic(), 0)).done:
@@ -138,10 +143,14 @@ def usable_token(
 
 
 async def ausable_token(
-    owner: Owner, target: Target = ANY, *, rejected: AccessToken | None = None
+    owner: Owner,
+    target: Target = ANY,
+    *,
+    rejected: AccessToken | None = None,
+    wait: float | None = None,
 ) -> UsableToken:
     """usable_token for async code. To cancel whoever waits cancels no call that is under way."""
-    until = time.monotonic() + conf.refresh_wait()
+    until = time.monotonic() + (conf.refresh_wait() if wait is None else wait)
     step, want = await sync_to_async(_first_step)(owner, target, rejected)
     while not isinstance(step, UsableToken):
         waiting = asyncio.wrap_future(step.future)
@@ -168,11 +177,13 @@ _resting: dict[str, float] = {}
 
 def _first_step(owner: Owner, target: Target, rejected: AccessToken | None) -> tuple[Step, Want]:
     """The token at hand (T1, T2), or the flight that will bring one."""
-    reading = grants.read(owner, target)
+    with _database_errors():
+        reading = grants.read(owner, target)
     if reading is None:
         raise LoginRequired("grant.none", "nothing was granted, or not in this session")
     if not reading.user_is_active:
         raise LoginRequired("account.inactive", "the local user is not active")
+    _check_client(_provider(reading.provider), reading.client_id, reading.iss)
     want = Want(reading.grant, target, rejected)
     token = _at_hand(reading)
     if token is None or token.access_token == rejected:
@@ -248,7 +259,7 @@ def renew(want: Want, *, patient: bool = True) -> UsableToken:
     """
     until, pause, may_reject = time.monotonic() + conf.refresh_wait(), 0.02, True
     while True:
-        try:
+        with _database_errors():
             grant, reading = _current(want)
             token = _at_hand(reading)
             if token is not None and token.access_token == want.rejected and may_reject:
@@ -268,12 +279,6 @@ def renew(want: Want, *, patient: bool = True) -> UsableToken:
                 if (renewed := attempt.run()) is not None:
                     return renewed
                 continue
-        except (DatabaseError, InterfaceError) as error:  # a read-only one says InternalError
-            logger.exception("grant %s: the database fails", want.grant)
-            connections[grants.database()].close_if_unusable_or_obsolete()
-            raise TemporarilyUnavailable(
-                "refresh.database", "the database fails", retry_after=5.0
-            ) from error
         if want.eager and token is not None:
             return token  # T2: somebody else is renewing it
         if time.monotonic() > until:
@@ -308,7 +313,7 @@ def _at_hand(reading: Reading) -> UsableToken | None:
         return None
     try:
         access_token = grants.access_token(reading)
-    except SealError as error:
+    except (SealError, ConfigurationError) as error:
         logger.error("grant %s: its access token does not open: %s", reading.grant, error)
         return None
     scope = reading.granted_scope or ""
@@ -335,16 +340,13 @@ def _party(grant: Any) -> RelyingParty:
         raise LoginRequired(f"grant.{grant.close_reason}", "the grant has ended")
     if not grant.refresh_token:
         raise LoginRequired("grant.no_refresh_token", "the OP gave no refresh token")
+    _check_client(_provider(grant.provider), grant.client_id, grant.identity.iss)
     try:
         party = relying_party(grant.provider)
         party.metadata()
     except OIDCError as error:
         logger.error("grant %s: provider %s: %s", grant.pk, grant.provider, error)
         raise _rest(grant.pk, "refresh.provider", 30.0) from error
-    if party.provider.client_id != grant.client_id:
-        raise LoginRequired("grant.client_changed", "CLIENT_ID is another one now")
-    if grant.identity.iss not in party.provider.issuers():
-        raise LoginRequired("grant.issuer_changed", "ISSUER is another one now")
     if (left := circuit.seconds_open(grant.provider)) > 0:
         raise _rest(grant.pk, "refresh.circuit_open", left)
     if grant.not_before is not None and grant.not_before > grant.now:
@@ -352,6 +354,36 @@ def _party(grant: Any) -> RelyingParty:
         message = f"the OP was busy or out of reach ({grant.last_error})"
         raise TemporarilyUnavailable("refresh.backing_off", message, retry_after=left)
     return party
+
+
+def _provider(slug: str) -> conf.Provider:
+    """The provider, as the settings have it at this moment."""
+    try:
+        return conf.provider(slug)
+    except ConfigurationError as error:
+        message = "the settings of this provider cannot be used"
+        raise TemporarilyUnavailable("refresh.provider", message, retry_after=30.0) from error
+
+
+def _check_client(provider: conf.Provider, client_id: str, iss: str) -> None:
+    """The slug still means the OP and the client that the grant is of: no other OP is sent its
+    refresh token, and no other's API its access token."""
+    if provider.client_id != client_id:
+        raise LoginRequired("grant.client_changed", "CLIENT_ID is another one now")
+    if iss not in provider.issuers():
+        raise LoginRequired("grant.issuer_changed", "ISSUER is another one now")
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """A database that fails is told as what it is to the caller: nothing now, later again."""
+    try:
+        yield
+    except (DatabaseError, InterfaceError) as error:  # a read-only one says InternalError
+        logger.exception("no token: the database fails")
+        connections[grants.database()].close_if_unusable_or_obsolete()
+        message = "the database fails"
+        raise TemporarilyUnavailable("refresh.database", message, retry_after=5.0) from error
 
 
 def _rest(grant: str, code: str, seconds: float) -> TemporarilyUnavailable:

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from django.contrib.auth import get_user_model
 from django.test import Client
+from django.utils import timezone
 
 from oidc_rp import closing, conf, grants
 from oidc_rp.errors import LoginRequired
@@ -333,3 +334,49 @@ def test_a_worker_is_named_by_host_and_process(op: OpenIDProvider, owner: Owner)
     event = wait_until(lambda: Event.objects.filter(name="refreshed").first())
     assert event.actor == grants.worker() == grant(owner).refreshed_by
     assert len(grants.worker()) <= 100
+
+
+# What the settings mean now, and what a login may take away
+
+
+def test_M54_a_fresh_token_of_another_op_is_not_used(
+    op: OpenIDProvider, site: Site, owner: Owner
+) -> None:
+    """A slug that was given to another OP brings that OP's APIs, and no token for them."""
+    site.has(ISSUER="https://other.example")
+    with pytest.raises(LoginRequired) as refused:
+        usable_token(owner)
+    assert refused.value.code == "grant.issuer_changed"
+    site.has(CLIENT_ID="another")
+    with pytest.raises(LoginRequired) as refused:
+        usable_token(owner)
+    assert refused.value.code == "grant.client_changed"
+
+
+def test_a_narrower_login_takes_nothing_from_a_wider_grant(
+    op: OpenIDProvider, site: Site, browser: Browser
+) -> None:
+    """What was asked for on purpose stays, for this session and for jobs."""
+    site.has(SCOPES=["openid", "offline_access", "calendar"])
+    wide = signed_in(browser, op)
+    token = usable_token(wide)
+    site.has(SCOPES=["openid", "offline_access"])
+    narrow = signed_in(Browser(), op)
+    assert narrow.grant == wide.grant
+    assert usable_token(narrow).access_token == token.access_token
+    assert "calendar" in grant(wide).scope.split()
+    wait_until(lambda: to_revoke() == [] and len(op.revocations) == 1)
+    assert usable_token(wide).access_token == token.access_token
+    assert op.families_lost == 0
+
+
+def test_a_narrower_login_replaces_a_grant_that_is_in_doubt(
+    op: OpenIDProvider, site: Site, browser: Browser
+) -> None:
+    """What may be lost already is worth nothing."""
+    site.has(SCOPES=["openid", "offline_access", "calendar"])
+    wide = signed_in(browser, op)
+    Grant.objects.update(in_doubt_since=timezone.now())
+    site.has(SCOPES=["openid", "offline_access"])
+    assert signed_in(Browser(), op).grant == wide.grant
+    assert grant(wide).scope.split() == ["openid", "offline_access"]
