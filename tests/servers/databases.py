@@ -130,9 +130,11 @@ def mariadb() -> DatabaseServer:
         folder,
         *[install, "--no-defaults", "--skip-test-db", "--skip-name-resolve"],
         *["--auth-root-authentication-method=socket", f"--datadir={folder}/data"],
+        f"--tmpdir={folder}",  # each server that starts empties the one that all would share
     )
     options = {
         "datadir": folder / "data",
+        "tmpdir": folder,
         "socket": folder / "socket",
         "pid-file": folder / "pid",
         "init-file": folder / "first.sql",
