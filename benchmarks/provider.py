@@ -1,15 +1,15 @@
 """The tests' OP in a process of its own, so that its CPU is nobody's cost."""
 
-import multiprocessing
 import secrets
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 from tests.provider import OpenIDProvider, somebody
+
+from .remote import Remote, remote
 
 CLIENT_ID = "benchmark-client"
 CLIENT_SECRET = "a-benchmark-secret-of-more-than-thirty-two-bytes"
@@ -21,6 +21,7 @@ class HintedProvider(OpenIDProvider):
     def __init__(self) -> None:
         super().__init__()
         self.client_id, self.client_secret = CLIENT_ID, CLIENT_SECRET
+        self.access_token_lifetime = 3600.0
 
     def _issue_code(self, params: dict[str, str]) -> str:
         sub = params["login_hint"]
@@ -37,6 +38,15 @@ class HintedProvider(OpenIDProvider):
     def sign_honestly(self) -> None:
         self.make_id_token = None
 
+    def refreshes_take(self, seconds: float) -> None:
+        """Rotate at once, and answer so much later."""
+        self.refresh_delay = seconds
+
+    def start(self) -> dict[str, Any]:
+        """Listen; return the metadata."""
+        self.__enter__()
+        return self.metadata
+
     def take_calls(self) -> Counter[str]:
         """Count the requests per endpoint since the last time; the browser's are left out."""
         calls = Counter(str(request.endpoint or request.path) for request in self.requests)
@@ -45,45 +55,37 @@ class HintedProvider(OpenIDProvider):
         return calls
 
 
-def _serve(connection: Connection) -> None:
-    with HintedProvider() as provider:
-        connection.send(provider.metadata)
-        while (method := connection.recv()) is not None:
-            connection.send(getattr(provider, method)())
-
-
 @dataclass(frozen=True)
 class RunningProvider:
-    """The running OP as a benchmark sees it: its metadata, and what it was asked."""
+    """The running OP as a benchmark sees it: its metadata, and what it was asked and told."""
 
     metadata: dict[str, Any]
-    connection: Connection
+    remote: Remote
 
     def sign_under_unknown_kids(self) -> None:
-        self._call("sign_under_unknown_kids")
+        self.remote.call("sign_under_unknown_kids")
 
     def sign_honestly(self) -> None:
-        self._call("sign_honestly")
+        self.remote.call("sign_honestly")
 
     def take_calls(self) -> Counter[str]:
-        calls: Counter[str] = self._call("take_calls")
+        calls: Counter[str] = self.remote.call("take_calls")
         return calls
 
-    def _call(self, method: str) -> Any:
-        self.connection.send(method)
-        return self.connection.recv()
+    def refreshes_take(self, seconds: float) -> None:
+        self.remote.call("refreshes_take", seconds)
+
+    def expire_access_tokens(self) -> None:
+        self.remote.call("expire_access_tokens")
+
+    def counters(self) -> dict[str, int]:
+        """Return what the OP has counted since it runs: "refreshes", "families_lost" and more."""
+        counters: dict[str, int] = self.remote.call("counters")
+        return counters
 
 
 @contextmanager
 def running_provider() -> Iterator[RunningProvider]:
     """Run the OP until the end of the block."""
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield RunningProvider(ours.recv(), ours)
-    finally:
-        ours.send(None)
-        process.join(5)
+    with remote(HintedProvider) as provider:
+        yield RunningProvider(provider.call("start"), provider)

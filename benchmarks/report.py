@@ -7,10 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Line:
-    """One contender: the number that its target is about, and the cells that are shown."""
+    """One contender: the number that its target is about, and the cells that are shown.
+
+    value: None when there is none that counts, which misses the target.
+    """
 
     name: str
-    value: float
+    value: float | None
     cells: list[str]
 
 
@@ -25,18 +28,28 @@ class Table:
 
     @property
     def missed(self) -> bool:
-        return any(line.value > self.targets.get(line.name, line.value) for line in self.lines)
+        return not all(self.reached(line) for line in self.lines)
+
+    def reached(self, line: Line) -> bool:
+        """Whether the line has no target, or is not above it."""
+        target = self.targets.get(line.name)
+        return target is None or (line.value is not None and line.value <= target)
 
     def verdict(self, line: Line) -> str:
         if line.name not in self.targets:
             return ""
         target = self.targets[line.name]
-        return f"{'ok' if line.value <= target else 'MISSED'}: target ≤ {target:g}"
+        return f"{'ok' if self.reached(line) else 'MISSED'}: target ≤ {target:g}"
 
     def cells(self) -> list[list[str]]:
         """All cells, the head line first."""
         lines = [[line.name, *line.cells, self.verdict(line)] for line in self.lines]
         return [["", *self.heads, ""], *lines]
+
+
+def not_measured(title: str, name: str, why: Exception) -> Table:
+    """A row that could not be measured, and so is missed."""
+    return Table(title, [""], [Line(name, None, [f"not measured: {why}"])], {name: 0.0})
 
 
 def as_text(tables: Sequence[Table]) -> str:
@@ -73,7 +86,7 @@ def as_json(tables: Sequence[Table], where: str) -> dict[str, Any]:
                 "contenders": [
                     {
                         "name": line.name,
-                        "value": round(line.value, 3),
+                        "value": None if line.value is None else round(line.value, 3),
                         "target": table.targets.get(line.name),
                         **dict(zip(table.heads, line.cells, strict=True)),
                     }
