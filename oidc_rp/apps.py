@@ -8,16 +8,18 @@ class OIDCRelyingPartyConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from django.conf import settings
         from django.contrib.auth.signals import user_logged_in, user_logged_out
         from django.core.signals import request_finished
         from django.db.models.signals import post_save, pre_delete
 
         from . import checks, closing, refresh, revocation, sessions  # noqa: F401 - checks registers them
 
+        user_logged_in.connect(closing.forget_replaced_session)
         user_logged_in.connect(sessions.note_local_login)
         user_logged_out.connect(closing.forget_session)
-        post_save.connect(closing.forget_user, sender=settings.AUTH_USER_MODEL)
+        post_save.connect(
+            closing.forget_user
+        )  # by no sender: a proxy of the user model is one, too
         pre_delete.connect(closing.forget_grant, sender="oidc_rp.Grant")
         post_save.connect(revocation.soon, sender="oidc_rp.PendingRevocation")
         request_finished.connect(refresh.store_waiting)

@@ -23,8 +23,8 @@ def seconds_open(provider: str) -> float:
     return 0.0 if row is None else (row.not_before - row.now).total_seconds()
 
 
-def open_for(provider: str, code: str) -> None:
-    """Leave the provider alone, longer each time; `code` is why."""
+def open_for(provider: str, code: str) -> timedelta:
+    """Leave the provider alone, longer each time, and return for how long; `code` is why."""
     with transaction_on(database()):
         circuits = ProviderCircuit.objects.using(database())
         row, _ = circuits.get_or_create(
@@ -44,6 +44,7 @@ def open_for(provider: str, code: str) -> None:
             last_error=code[:100],
             last_error_at=DatabaseClock(),
         )
+    return pause
 
 
 def close(provider: str) -> None:

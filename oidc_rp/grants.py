@@ -62,15 +62,13 @@ class Owner:
     """Whose grant: the one of this id, as the browser session of this user holds it; or, without
     an id, the durable one of this user at this provider (slug).
 
-    iss, sub: who signed in to the session, where that is known. The seal of the token proves it
-    then, and neither the identity nor its user, whom the request has just loaded, is read again.
+    loaded: the request has just loaded this user, who is active; so that is not asked again.
     """
 
     user_id: Any
     grant: str = ""
     provider: str = ""
-    iss: str = ""
-    sub: str = ""
+    loaded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,66 +139,61 @@ def database() -> str:
 
 
 def read(owner: Owner, target: Target) -> Reading | None:
-    """What there is for `owner` to call `target` with; one statement, by unique look-ups."""
+    """What there is for `owner` to call `target` with; one statement, by unique look-ups.
+
+    Raises ConfigurationError for a provider that cannot be used.
+    """
     alias = database()
-    if owner.grant and owner.sub:
-        statement = _of_session(alias)
-        values = [owner.grant, target.digest, owner.grant]
+    user_id = _user_field().get_db_prep_value(owner.user_id, connections[alias])
+    if owner.grant:
+        values = [owner.grant, target.digest, user_id, owner.grant]
     else:
-        user_id = _user_field().get_db_prep_value(owner.user_id, connections[alias])
-        statement = _of_user(alias, bool(owner.grant))
-        values = [user_id, target.digest, user_id, owner.grant or owner.provider]
+        client_id = conf.provider(owner.provider).client_id
+        values = [target.digest, user_id, owner.provider, client_id]
+    if not owner.loaded:
+        values.insert(0, user_id)
     with connections[alias].cursor() as cursor:
-        cursor.execute(statement, values)
+        cursor.execute(_reading(alias, bool(owner.grant), owner.loaded), values)
         row = cursor.fetchone()
-    reading = row and Reading._make(row)
-    return reading and reading._replace(iss=reading.iss or owner.iss, sub=reading.sub or owner.sub)
+    return row and Reading._make(row)
 
 
-# Plain SQL: to compose a statement takes Django longer than to run one of these. A value that is
-# known stands wherever it may, and no table is named without need: PostgreSQL takes longer to plan
-# them than to run them.
+@lru_cache(maxsize=16)
+def _reading(alias: str, by_id: bool, loaded: bool) -> str:
+    """Plain SQL: to compose a statement takes Django longer than to run this one.
 
-
-@lru_cache(maxsize=8)
-def _of_session(alias: str) -> str:
-    """The grant of an id. Whoever holds it says whose it is, and the seal whether that is so."""
-    quote = connections[alias].ops.quote_name
-    grant, token = quote(Grant._meta.db_table), quote(StoredAccessToken._meta.db_table)
-    columns = _select(alias, "'', ''", "1")
-    return (
-        f"{columns} FROM {grant} g "
-        f"LEFT JOIN {token} t ON t.grant_id = %s AND t.target = %s WHERE g.id = %s"
-    )
-
-
-@lru_cache(maxsize=8)
-def _of_user(alias: str, by_id: bool) -> str:
-    """The grant of an id if it is this user's, or his durable one at a provider."""
+    A value that is known stands wherever it may, and no table is named without need: PostgreSQL
+    takes longer to plan the look-ups than to do them.
+    """
     quote, user = connections[alias].ops.quote_name, get_user_model()
     grant, identity = quote(Grant._meta.db_table), quote(Identity._meta.db_table)
     token, users = quote(StoredAccessToken._meta.db_table), quote(user._meta.db_table)
     pk = quote(_user_field().target_field.column)
-    try:
+    is_active, join = "1", ""  # for a property of the class, refresh.py asks
+    with suppress(FieldDoesNotExist):
         active: Any = user._meta.get_field("is_active")
-        is_active = f"u.{quote(active.column)}"
-    except FieldDoesNotExist:
-        is_active = "1"  # a property of the class, which refresh.py asks
-    which = "g.id = %s" if by_id else "g.provider = %s AND g.durable ORDER BY g.id DESC LIMIT 1"
+        if not loaded:
+            is_active = f"u.{quote(active.column)}"
+    if not loaded:
+        join = f"JOIN {users} u ON u.{pk} = %s "
+    its, which = "%s", "g.id = %s"
+    if not by_id:  # the open one first: an older client's may be closed, and newer
+        its = "g.id"
+        which = "g.provider = %s AND g.client_id = %s AND g.durable"
+        which += " ORDER BY g.status DESC, g.id DESC LIMIT 1"
+    columns = _select(alias, is_active)
     return (
-        f"{_select(alias, 'i.iss, i.sub', is_active)} "
-        f"FROM {grant} g JOIN {identity} i ON i.id = g.identity_id "
-        f"JOIN {users} u ON u.{pk} = %s "
-        f"LEFT JOIN {token} t ON t.grant_id = g.id AND t.target = %s "
+        f"{columns} FROM {grant} g JOIN {identity} i ON i.id = g.identity_id {join}"
+        f"LEFT JOIN {token} t ON t.grant_id = {its} AND t.target = %s "
         f"WHERE i.user_id = %s AND {which}"
     )
 
 
-def _select(alias: str, person: str, is_active: str) -> str:
+def _select(alias: str, is_active: str) -> str:
     """The columns of Reading, in their order."""
     return (
         f"SELECT {CLOCKS[connections[alias].vendor]}, g.id, g.identity_id, g.provider, "
-        f"g.client_id, {person}, {is_active}, g.status, g.lease_until, g.not_before, g.key_id, "
+        f"g.client_id, i.iss, i.sub, {is_active}, g.status, g.lease_until, g.not_before, g.key_id, "
         f"t.id, t.access_token, t.granted_scope, t.generation, t.sent_at, t.expires_at"
     )
 
@@ -272,12 +265,12 @@ def release(grant: Grant, owner: str, **changes: Any) -> bool:
         )
 
 
-def pause(grant: Grant, duration: timedelta, code: str) -> None:
+def pause(grant: Grant, duration: timedelta, code: str, failures: int) -> None:
     """Let nobody ask the OP for this grant for a while."""
     with transaction_on(database()):
         _still(grant).update(
             not_before=DatabaseClock(duration),
-            failures=F("failures") + 1,
+            failures=failures,
             last_error=code,
             last_error_at=DatabaseClock(),
         )
@@ -460,6 +453,12 @@ def refresh_token(grant: Grant) -> RefreshToken | None:
     return RefreshToken(key_ring().open(grant.refresh_token, grant.context(grant.generation)))
 
 
+def unstored_token(grant: Grant, rotation: Rotation) -> RefreshToken:
+    """The refresh token of an outcome that came too late to be stored. Raises SealError."""
+    context = grant.context(rotation.generation + 1)
+    return RefreshToken(key_ring().open(rotation.refresh_token, context))
+
+
 def access_token(reading: Reading) -> AccessToken:
     """The access token of a reading that has one. Raises SealError."""
     return AccessToken(key_ring().open(reading.sealed or "", reading.context()))
@@ -526,8 +525,8 @@ def _new_grant(login: Login, identity: Identity, slot: str | None) -> Grant:
             cursor.execute(f"SELECT {CLOCKS[connection.vendor]}")
             grant.now = grant.created_at = EPOCH + cursor.fetchone()[0] * MICROSECOND
         if tokens.refresh_token is not None:
-            token = tokens.refresh_token.reveal()
-            grant.refresh_token = key_ring().seal(token, grant.context(grant.generation))
+            context = grant.context(grant.generation)
+            grant.refresh_token = key_ring().seal(tokens.refresh_token.reveal(), context)
             grant.key_id = key_id(grant.refresh_token)
             grant.idle_until = grant.now + _idle_lifetime(login)
         grant.save(using=database(), force_insert=True)

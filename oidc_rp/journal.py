@@ -43,8 +43,9 @@ def find(grant: str, generation: int, *, elsewhere: bool) -> Rotation | None:
     """
     with _lock:
         found = _entries.get(grant)
-    if found is None and elsewhere:
-        found = _cached(grant)
+    if elsewhere:
+        both = [entry for entry in (found, _cached(grant)) if entry is not None]
+        found = max(both, key=lambda entry: entry.generation, default=None)
     return found if found is not None and found.generation >= generation else None
 
 
@@ -61,6 +62,9 @@ def drop(rotation: Rotation) -> None:
         if waits is not None and waits.generation > rotation.generation:
             return  # a later one, which is not stored yet
         _entries.pop(rotation.grant, None)
+    cached = _cached(rotation.grant)
+    if cached is not None and cached.generation > rotation.generation:
+        return
     try:
         cache.delete(_key(rotation.grant))
     except Exception:  # noqa: BLE001

@@ -4,6 +4,7 @@ What happens there is committed when it is done, whatever becomes of the caller:
 back, a browser that hangs up, a task that is cancelled.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -14,6 +15,8 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import conf
+
+logger = logging.getLogger("oidc_rp")
 
 T = TypeVar("T")
 
@@ -54,14 +57,22 @@ def detached(work: Callable[[], T], name: str = "oidc_rp") -> "Future[T]":
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            connections.close_all()
+            _close_all()
             future.set_exception(error)
         else:
-            connections.close_all()
+            _close_all()
             future.set_result(result)
 
     threading.Thread(target=run, name=name, daemon=False).start()
     return future
+
+
+def _close_all() -> None:
+    """Close this thread's connections; one that will not be closed keeps nobody waiting."""
+    try:
+        connections.close_all()
+    except Exception:  # each driver has its own kinds
+        logger.warning("a database connection could not be closed", exc_info=True)
 
 
 def is_detached() -> bool:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from secrets import token_hex
+from traceback import clear_frames
 from typing import Any, cast
 
 from asgiref.sync import sync_to_async
@@ -48,7 +49,13 @@ from .errors import (
 )
 from .grants import ANY, Owner, Reading, Rotation, Target
 from .models import DatabaseClock, Grant, Identity
-from .own_connection import caller_may_roll_back, detached, impatient, must_share
+from .own_connection import (
+    caller_may_roll_back,
+    detached,
+    impatient,
+    is_detached,
+    must_share,
+)
 from .protocol.id_token import check_at_hash
 from .protocol.token_endpoint import MAX_LIFETIME, RefreshResponse, TokenResponse
 from .protocol.tokens import AccessToken, RefreshToken
@@ -60,6 +67,9 @@ logger = logging.getLogger("oidc_rp")
 LEASE = timedelta(seconds=4)
 """How long a dead worker keeps others from calling. Short, so that the repeat comes while the OP
 still takes the old token; a living one lets its lease grow every HEARTBEAT seconds."""
+
+LONG_LEASE = timedelta(seconds=20)
+"""The lease where the caller's connection is all there is, and nobody can let it grow."""
 
 HEARTBEAT = 1.0
 SECOND_LOOK = 2.0
@@ -177,7 +187,7 @@ _resting: dict[str, float] = {}
 
 def _first_step(owner: Owner, target: Target, rejected: AccessToken | None) -> tuple[Step, Want]:
     """The token at hand (T1, T2), or the flight that will bring one."""
-    with _database_errors():
+    with _database_errors(), _usable_settings():
         reading = grants.read(owner, target)
     if reading is None:
         raise LoginRequired("grant.none", "nothing was granted, or not in this session")
@@ -221,12 +231,18 @@ def _still_good(token: UsableToken) -> bool:
 
 def _take_off(want: Want, otherwise: UsableToken | None = None) -> Step:
     """Renew in a thread of its own, or join whoever does; here, where no other thread could."""
-    if not must_share(grants.database()):
-        in_write = connections[grants.database()].in_atomic_block
+    alias = grants.database()
+    if is_detached():  # a receiver of ours asks: it cannot wait for the thread that it is in
+        return renew(want)
+    if not must_share(alias):
+        in_write = connections[alias].in_atomic_block
+        # On SQLite whoever has written holds up all others, and so cannot wait for one of them.
+        alone = in_write and connections[alias].vendor == "sqlite"
+        key = (want.grant, threading.get_ident()) if alone else want.grant
         work = partial(renew, want, patient=not in_write)
         # Not all workers at once, and not while the calls of this very moment are on their way.
         delay = random.uniform(0.05, 0.5) if want.eager else 0.0  # noqa: S311 - no secret
-        return _flights.join(want.grant, want, work, delay)
+        return _flights.join(key, want, work, delay)
     try:
         return renew(want)
     except OIDCError:
@@ -274,6 +290,7 @@ def renew(want: Want, *, patient: bool = True) -> UsableToken:
                 with _writing(patient=patient):
                     store_stashed(stashed)
                 continue
+            _check_target(want)
             attempt = Attempt(grant, want.target, _party(grant))
             if attempt.claim(patient=patient):
                 if (renewed := attempt.run()) is not None:
@@ -356,13 +373,34 @@ def _party(grant: Any) -> RelyingParty:
     return party
 
 
-def _provider(slug: str) -> conf.Provider:
-    """The provider, as the settings have it at this moment."""
+@contextmanager
+def _usable_settings() -> Iterator[None]:
+    """A provider that an operator has removed or broken is one that cannot be asked now."""
     try:
-        return conf.provider(slug)
+        yield
     except ConfigurationError as error:
+        if error.code == "provider.unknown":
+            raise LoginRequired("grant.none", "no provider of this name") from error
         message = "the settings of this provider cannot be used"
         raise TemporarilyUnavailable("refresh.provider", message, retry_after=30.0) from error
+
+
+def _provider(slug: str) -> conf.Provider:
+    with _usable_settings():
+        return conf.provider(slug)
+
+
+TARGET_REST = 30.0
+_refused: dict[tuple[str, Target], tuple[float, OPError]] = {}
+"""What the OP would not give a token for, until when it is not asked again, and what it said."""
+
+
+def _check_target(want: Want) -> None:
+    if len(_refused) >= 1000:
+        _refused.clear()
+    until, error = _refused.get((want.grant, want.target), (0.0, None))
+    if error is not None and until > time.monotonic():
+        raise _of_ones_own(error)
 
 
 def _check_client(provider: conf.Provider, client_id: str, iss: str) -> None:
@@ -393,6 +431,20 @@ def _rest(grant: str, code: str, seconds: float) -> TemporarilyUnavailable:
     return TemporarilyUnavailable(code, "the provider cannot be asked now", retry_after=seconds)
 
 
+@contextmanager
+def _forgotten_frames() -> Iterator[None]:
+    """Empty what the calls that failed still hold: the form with the token, a client secret."""
+    try:
+        yield
+    except OIDCError as error:
+        link: BaseException | None = error
+        while link is not None:
+            clear_frames(link.__traceback__)
+            link = link.__cause__ or link.__context__
+        error.__cause__ = error.__context__ = None
+        raise
+
+
 class Attempt:
     """One call to the OP under a lease: from CALLING to wherever its answer leads.
 
@@ -406,7 +458,9 @@ class Attempt:
     def claim(self, *, patient: bool) -> bool:
         """Take the lease (T3, T14); one that has ended without a result counts as T13."""
         with _writing(patient=patient):
-            return grants.claim(self.grant, self.owner, lease=LEASE)
+            sharing = must_share(grants.database())  # and so there is nobody to let it grow
+            lease = LONG_LEASE if sharing else LEASE
+            return grants.claim(self.grant, self.owner, lease=lease)
 
     def run(self) -> UsableToken | None:
         """Ask the OP, and see to what it answers."""
@@ -414,6 +468,9 @@ class Attempt:
         self.grant = grants.load(claimed.pk)
         if self.grant is None or self.grant.lease_owner != self.owner:
             return None  # T15, T18: a login or logout came first
+        if journal.find(self.grant.pk, self.grant.generation, elsewhere=True) is not None:
+            grants.release(self.grant, self.owner)
+            return None  # T7: its last lease ended, or a caller rolled back, after we had looked
         marked = self.grant.in_doubt_since is not None and claimed.in_doubt_since is None
         if marked and self.grant.last_error_at == claimed.last_error_at:  # T13: nobody told why
             grants.note(self.grant, "in_doubt", "refresh.lease_ended", claimed.lease_owner)
@@ -433,7 +490,8 @@ class Attempt:
     def _ask(self, refresh_token: RefreshToken) -> UsableToken | None:
         sent_at, self.sent = timezone.now(), time.monotonic()
         try:
-            answer = self._answer(refresh_token)
+            with _forgotten_frames():
+                answer = self._answer(refresh_token)
         except OPError as error:
             self._refused(error)
         except TransportError as error:
@@ -509,8 +567,8 @@ class Attempt:
 
     def _without_access_token(self, problem: OIDCError | None) -> None:
         """The refresh token was rotated, and is kept; the rest of the answer is of no use."""
-        code = problem.code if problem else "token.access_token"
-        grants.pause(self.grant, timedelta(seconds=_pause(1, None)), code)
+        code, failures = problem.code if problem else "token.access_token", self.grant.failures + 1
+        grants.pause(self.grant, timedelta(seconds=_pause(failures, None)), code, failures)
         grants.note(self.grant, "refresh_failed", code)
 
     def _check_id_token(self, tokens: TokenResponse) -> None:
@@ -539,14 +597,14 @@ class Attempt:
         if grant is not None and grant.status == Grant.OPEN:
             grants.note(grant, "late_result")
             return
-        if answer.refresh_token is not None:
+        if answer.refresh_token is not None and _is_to_be_revoked(self.grant):
             grants.pend_revocation(self.grant, answer.refresh_token, "late_result")
 
     def _stash(self, rotation: Rotation, error: Exception) -> None:
         """T7: the database refuses the new token; the journal has it until it is stored."""
         logger.error("grant %s: rotation at risk, %s", rotation.grant, type(error).__name__)
         journal.stash(rotation)
-        detached(partial(_store_until_stored, rotation))
+        detached(partial(_store_until_stored, rotation, self.owner))
 
     def _refused(self, error: OPError) -> None:
         status = error.status or 400
@@ -561,6 +619,8 @@ class Attempt:
             error.error in _TARGET_ERRORS and self.target != ANY
         ):
             grants.release(self.grant, self.owner)
+            grants.note(self.grant, "target_refused", error.code)
+            _refused[self.grant.pk, self.target] = (time.monotonic() + TARGET_REST, error)
             raise error  # it is this target that is refused, and nothing else
         elif error.error in _CLIENT_ERRORS:
             self._client_refused(error)
@@ -583,8 +643,12 @@ class Attempt:
     def _client_refused(self, error: OIDCError) -> None:
         """T9: it is the configuration; the grant stays as it was, the provider rests."""
         logger.error("provider %s refuses this client: %s", self.grant.provider, error)
-        circuit.open_for(self.grant.provider, error.code)
-        grants.release(self.grant, self.owner, **_error(error))
+        pause = circuit.open_for(self.grant.provider, error.code)
+        changes = _error(error)
+        if isinstance(error, OPError) and error.error in _TARGET_ERRORS:
+            # It may be this grant alone, so that others ask before it does so again.
+            changes["not_before"] = DatabaseClock(pause * 2)
+        grants.release(self.grant, self.owner, **changes)
         grants.note(self.grant, "circuit_opened", error.code)
 
     def _unreachable(self, error: TransportError) -> None:
@@ -705,10 +769,26 @@ def _stashed(grant: Any) -> Rotation | None:
 
 def store_stashed(rotation: Rotation) -> None:
     """Store an outcome that waited in the journal; raises DatabaseError, and it still waits."""
-    stored = grants.store(rotation)
-    journal.drop(rotation)
-    if stored and (grant := grants.load(rotation.grant)) is not None:
+    stored, alias = grants.store(rotation), grants.database()
+    if stored and caller_may_roll_back(alias):
+        transaction.on_commit(partial(journal.drop, rotation), using=alias)
+    else:
+        journal.drop(rotation)
+    grant = grants.load(rotation.grant)
+    if stored and grant is not None:
         grants.note(grant, "rotation_stored_late", "", rotation.refreshed_by)
+    elif grant is not None and grant.status != Grant.OPEN and _is_to_be_revoked(grant):
+        with suppress(SealError):  # T18: whoever stored it would have had it revoked
+            token = grants.unstored_token(grant, rotation)
+            grants.pend_revocation(grant, token, "late_result")
+
+
+def _is_to_be_revoked(grant: Any) -> bool:
+    """Whether what comes late for a closed grant may be revoked: not where that ends its heir."""
+    try:
+        return grants.revokes_superseded(conf.provider(grant.provider))
+    except ConfigurationError:
+        return False
 
 
 def store_found(grant_id: str) -> bool:
@@ -730,13 +810,15 @@ def store_waiting(**_: Any) -> None:
 _TRY_FOR = 60.0
 
 
-def _store_until_stored(rotation: Rotation) -> None:
-    """Try for a minute; after that the next reader does."""
+def _store_until_stored(rotation: Rotation, owner: str) -> None:
+    """Try for a minute, and keep others from asking; after that the next reader does."""
     until, pause = time.monotonic() + _TRY_FOR, 0.1
+    mine = Grant(pk=rotation.grant, generation=rotation.generation)
     while time.monotonic() < until:
         time.sleep(pause)
         pause = min(pause * 2, 1.0)
         try:
+            grants.keep_lease(mine, owner, lease=LEASE)
             store_stashed(rotation)
             return
         except (DatabaseError, InterfaceError):

@@ -109,7 +109,7 @@ _FINAL = frozenset(
 def _is_final(error: OIDCError) -> bool:
     """Whether it would be the same another time."""
     if isinstance(error, OPError):
-        return error.error == "unsupported_token_type" or (error.status or 400) == 400
+        return error.error in ("unsupported_token_type", "invalid_request")
     return error.code in _FINAL
 
 

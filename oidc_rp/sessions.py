@@ -176,6 +176,7 @@ class CurrentLogin:
 
     scope: as granted to the access token. expires_at: of the access token, aware, or None.
     auth_time: when the person last authenticated at the OP, aware, or None.
+    at: when this session signed in here, aware; None in a session older than this field.
     """
 
     provider: str
@@ -187,6 +188,7 @@ class CurrentLogin:
     acr: str | None
     amr: tuple[str, ...]
     grant: str = ""
+    at: datetime | None = None
 
 
 def note_local_login(request: Any, user: Any, **_: Any) -> None:
@@ -233,6 +235,7 @@ def store_login(session: SessionBase, login: Login, grant: str = "") -> None:
         "acr": acr if _is_short(acr) else None,
         "amr": [*filter(_is_short, amr)][:MAX_AMR] if isinstance(amr, list) else [],
         "grant": grant,
+        "at": timezone.now().timestamp(),
     }
 
 
@@ -247,7 +250,10 @@ def current_login(request: HttpRequest) -> CurrentLogin | None:
         return None
     login = CurrentLogin(**{**stored, "amr": tuple(stored["amr"])})
     return replace(
-        login, expires_at=_moment(stored["expires_at"]), auth_time=_moment(stored["auth_time"])
+        login,
+        expires_at=_moment(stored["expires_at"]),
+        auth_time=_moment(stored["auth_time"]),
+        at=_moment(stored.get("at")),
     )
 
 
@@ -268,5 +274,4 @@ def owner_of(request: HttpRequest) -> Owner | None:
     grant, user = grant_of(request.session), request.user
     if not grant or not user.is_authenticated or not user.is_active:
         return None
-    stored = request.session[CURRENT]
-    return Owner(user.pk, grant, iss=stored["iss"], sub=stored["sub"])
+    return Owner(user.pk, grant, loaded=True)

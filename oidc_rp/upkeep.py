@@ -97,7 +97,7 @@ def _outside_transactions(work: Callable[[], T]) -> T:
 def _renew_idle(
     within: timedelta | None, shard: Shard, limit: int, tell: Callable[[str, str], None]
 ) -> Renewals:
-    done = Renewals(stored=_store_stashed())
+    done = Renewals(stored=store_journal())
     for provider in conf.providers().values():
         if circuit.seconds_open(provider.slug) > 0:
             continue
@@ -166,8 +166,9 @@ def _idle_grants(provider: conf.Provider, within: timedelta | None) -> Iterator[
         page = list(rows.filter(before, later).values_list(*columns)[:PAGE])
 
 
-def _store_stashed() -> int:
-    """Bring home what a worker that is gone has left in the journal: see refresh.py, T7."""
+def store_journal() -> int:
+    """Bring home what waits in the journal, here or left by a worker that is gone: see refresh.py,
+    T7. How many of those."""
     refresh.store_waiting()
     unfinished = _grants().filter(status=Grant.OPEN, lease_until__lt=DatabaseClock())
     return sum(map(refresh.store_found, _ids(unfinished)))
@@ -200,7 +201,8 @@ def _prune(closed_for: timedelta, events_for: timedelta) -> Pruned:
     done = Pruned()
     for reason, rows in _useless().items():
         for number, grant_id in enumerate(_ids(rows), 1):
-            done.closed += closing.end(grant_id, reason, actor="oidc_prune")
+            end = closing.end if reason == grants.DEACTIVATED else closing.end_session_grant
+            done.closed += end(grant_id, reason, actor="oidc_prune")
             if number % PAGE == 0:
                 revocation.work_off()  # no faster than the OP can be told
     done.grants = _delete_closed(closed_for)

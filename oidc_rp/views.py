@@ -100,7 +100,8 @@ class LoginView(RefusingView, OIDCAuthenticationRequestView):  # type: ignore[mi
 
     def _start(self, request: HttpRequest, slug: str, *, by_post: bool) -> HttpResponse:
         party = relying_party(slug)
-        more_scopes = added_scopes(slug, _parameters(request).get(SCOPES_FIELD_NAME, ""))
+        signed_scopes = _parameters(request).get(SCOPES_FIELD_NAME, "")
+        more_scopes = added_scopes(slug, signed_scopes, request.user.pk)
         additional = {
             "ui_locales": _ui_locales(party),
             **party.provider.authorization_params,
@@ -248,7 +249,8 @@ def _sign_in(request: HttpRequest, user: Any) -> None:
     auth_login(request, user)
     sessions.store_login(request.session, signed_in.login, grant.pk if grant else "")
     if before:
-        closing.end_session_grant(before, grants.SUPERSEDED)
+        heir = signed_in.login.tokens.refresh_token
+        closing.end_session_grant(before, grants.SUPERSEDED, heir=heir)
     told = {"request": request, "user": user, "identity": signed_in.account.identity}
     if signed_in.account.linked:
         signals.send_after_commit(signals.identity_linked, Identity, **told)
