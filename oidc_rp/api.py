@@ -12,6 +12,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from traceback import clear_frames
@@ -31,6 +32,7 @@ from .errors import (
     LoginRequired,
     OIDCError,
     OriginNotAllowed,
+    TemporarilyUnavailable,
 )
 from .grants import Owner, Target
 from .login_urls import MAX_ADDED_SCOPE, login_url, way_back
@@ -53,7 +55,8 @@ def session_for(
     durable grant at `provider` (a slug; needed where the site has several).
     resource, scopes: which API, where the provider has tokens for each of them (RFC 8707).
     Each call raises, before anything is sent, OriginNotAllowed, LoginRequired or
-    TemporarilyUnavailable; and InsufficientScope when the API wants more than was granted.
+    TemporarilyUnavailable; and InsufficientScope when the API wants more than was granted. A 401
+    whose token could not be renewed is the call's answer, as any other.
     """
     return APISession(BearerAuth(who, provider, resource=resource, scopes=scopes))
 
@@ -94,16 +97,22 @@ class Caller:
         self._provider = provider
         self._target = _target(resource, scopes if isinstance(scopes, str) else " ".join(scopes))
 
-    def token(self, url: str | None = None, rejected: AccessToken | None = None) -> UsableToken:
+    def token(
+        self,
+        url: str | None = None,
+        rejected: AccessToken | None = None,
+        wait: float | None = None,
+    ) -> UsableToken:
         """Return a token that may go to `url`; another than `rejected`, if there is one.
 
-        url: None when the token is not sent by us. Raises as session_for tells.
+        url: None when the token is not sent by us. wait: seconds for its renewal at most, if not
+        REFRESH_WAIT. Raises as session_for tells.
         """
         owner, slug = self._owner(url)
-        found = None if rejected else self._kept(owner)
+        found = self._kept(owner, rejected)
         if found is None:
             try:
-                found = usable_token(owner, self._target, rejected=rejected)
+                found = usable_token(owner, self._target, rejected=rejected, wait=wait)
             except LoginRequired as error:
                 raise self._with_login_url(error, slug) from error
             self._keep(owner, found)
@@ -114,7 +123,7 @@ class Caller:
     ) -> UsableToken:
         """Return what `token` does. Sessions, users and settings may need the database."""
         owner, slug = await sync_to_async(self._owner)(url)
-        found = None if rejected else self._kept(owner)
+        found = self._kept(owner, rejected)
         if found is None:
             try:
                 found = await ausable_token(owner, self._target, rejected=rejected)
@@ -140,9 +149,20 @@ class Caller:
     def _owner(self, url: str | None) -> tuple[Owner, str]:
         """Return the owner and the slug, once it is known that the token may go to `url`."""
         owner, slug = self._session_owner() if self._request else self._user_owner()
+        provider = self._configured(slug)
         if url is not None:
-            _check_origin(url, conf.provider(slug), self._target.resource)
+            _check_origin(url, provider, self._target.resource)
         return owner, slug
+
+    def _configured(self, slug: str) -> conf.Provider:
+        """An operator may take a provider away, or break its options, while people are here."""
+        try:
+            return conf.provider(slug)
+        except ConfigurationError as error:
+            if error.code == "provider.unknown":
+                gone = LoginRequired("api.no_grant", "this provider is configured no more")
+                raise self._with_login_url(gone, "") from error
+            raise _cannot_be_used() from error
 
     def _session_owner(self) -> tuple[Owner, str]:
         request: Any = self._request
@@ -162,9 +182,12 @@ class Caller:
 
     # What further calls in the same web request need not ask again
 
-    def _kept(self, owner: Owner) -> UsableToken | None:
-        kept = getattr(self._request, _KEPT, None)
-        found: UsableToken | None = kept and kept.get((owner, self._target))
+    def _kept(self, owner: Owner, rejected: AccessToken | None) -> UsableToken | None:
+        """A token of before, if it is still fresh; one that was rejected is kept no longer."""
+        kept = getattr(self._request, _KEPT, {})
+        if rejected is not None:
+            kept.pop((owner, self._target), None)
+        found: UsableToken | None = kept.get((owner, self._target))
         return found if found and time.monotonic() < found.fresh_until else None
 
     def _keep(self, owner: Owner, found: UsableToken) -> None:
@@ -180,16 +203,24 @@ class Caller:
         return LoginRequired(error.code, error.message, login_url=url)
 
     def _insufficient(self, needed: Iterable[str], token: UsableToken) -> InsufficientScope:
-        """A login is no help where nothing is known to be missing."""
+        """A login is no help where nothing is known to be missing. It asks for what was granted
+        as well: a new grant takes the place of the old one."""
         granted = token.scope.split()
         missing = tuple(dict.fromkeys(scope for scope in needed if scope not in granted))
-        helps = 0 < len(" ".join(missing)) <= MAX_ADDED_SCOPE
-        url = self._login_url(token.provider, missing) if helps else ""
+        asked = tuple(dict.fromkeys((*self._granted_at_login(), *granted, *missing)))
+        helps = missing and len(" ".join(asked)) <= MAX_ADDED_SCOPE
+        url = self._login_url(token.provider, asked) if helps else ""
         return InsufficientScope(missing, login_url=url)
+
+    def _granted_at_login(self) -> list[str]:
+        """A token for one API of several has less."""
+        return str(self._request.session[CURRENT]["scope"]).split() if self._request else []
 
     def _login_url(self, slug: str, scopes: Collection[str] = ()) -> str:
         next_url = way_back(self._request) if self._request else ""
-        return login_url(slug, next_url=next_url, scopes=scopes)
+        user = self._request.user if self._request else self._user
+        user_pk = getattr(user, "pk", None)
+        return login_url(slug, next_url=next_url, scopes=scopes, user_pk=user_pk)
 
 
 _KEPT = "_oidc_rp_tokens"
@@ -210,9 +241,16 @@ _is_allowed = lru_cache(maxsize=256)(url_is_allowed)
 
 def _only_provider() -> str:
     slugs = [*conf.providers()]
+    if not slugs:
+        raise _cannot_be_used()
     if len(slugs) != 1:
         raise ConfigurationError("configuration.provider", "say which provider's token is meant")
     return slugs[0]
+
+
+def _cannot_be_used() -> TemporarilyUnavailable:
+    message = "the settings of this provider cannot be used"
+    return TemporarilyUnavailable("refresh.provider", message, retry_after=30.0)
 
 
 def _some_provider() -> str:
@@ -225,7 +263,11 @@ def _some_provider() -> str:
 
 
 class BearerAuth(AuthBase):
-    """Authentication for requests: an access token, where it may go. Arguments as session_for's."""
+    """Authentication for requests: an access token, where it may go. Arguments as session_for's.
+
+    Proxies, CA bundle and time limits are those of the requests session that it is used with, from
+    the environment too, and errors of that session may show the token: session_for has neither.
+    """
 
     def __init__(
         self,
@@ -276,7 +318,7 @@ class APISession(requests.Session):
             kwargs["timeout"] = DEFAULT_TIMEOUT
         try:
             return super().send(request, **kwargs)
-        except requests.RequestException as error:
+        except BaseException as error:  # also a generator's of the caller, a worker's time limit
             _forget_header(error)
             raise
 
@@ -327,6 +369,18 @@ class _BearingRequest(requests.PreparedRequest):
     def prepare_auth(self, auth: Any, url: Any = "") -> None:
         """Of each redirect: requests would put what .netrc says in our header's place (M44)."""
 
+    def __reduce__(self) -> Any:
+        """Pickled, as a part of its response, it is an ordinary request without the token."""
+        plain = requests.PreparedRequest()
+        vars(plain).update(vars(self), headers=self.headers.copy())
+        plain.headers.pop("Authorization", None)
+        plain.hooks = {
+            event: [hook for hook in hooks if hook != self.bearing.answered]
+            for event, hooks in self.hooks.items()
+        }
+        del vars(plain)["bearing"]
+        return requests.PreparedRequest, (), vars(plain)
+
 
 class _Authorization(str):
     """The value of the header; whoever prints the headers does not print it."""
@@ -370,19 +424,18 @@ class _Bearing:
             raise
 
     def _renew(self, response: requests.Response, sending: Any) -> requests.Response | None:
-        """Renew the token, once; send the request again if its body is still there."""
+        """Renew the token, once; send the request again if its body is still there.
+
+        What fails leaves the refusal to the caller: something was sent.
+        """
         self.renewed, request, refused = True, response.request, self.token.access_token
-        replayable = request.body is None or isinstance(request.body, str | bytes)
-        try:
+        body: Any = request.body
+        replayable = body is None or isinstance(body, str | bytes | bytearray)
+        with suppress(OIDCError):
             self.token = self.caller.token(request.url, rejected=refused)
-        except OIDCError:
-            if not replayable:
-                return None
-            response.close()
-            raise
         if not replayable or self.token.access_token == refused:
             return None
-        response.content  # noqa: B018 - to the end, so that its connection serves again
+        response.close()  # unread: nobody knows how long it is
         request.headers["Authorization"] = _header(self.token.access_token)
         return self._again(response, sending)
 

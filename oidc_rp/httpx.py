@@ -4,11 +4,13 @@
     async with httpx.AsyncClient(auth=BearerAuth(request)) as client: await client.get(url)
 
 The rules are those of api.py. Environment, time limits and redirects are your client's business;
-httpx itself takes the header off when a redirect leaves the origin.
+httpx itself takes the header off when a redirect leaves the origin. One that goes from http to
+https on the standard ports of the same host is no such redirect to httpx: only for an http origin,
+which ALLOW_LOOPBACK_HTTP must have permitted.
 """
 
 from collections.abc import AsyncGenerator, Collection, Generator
-from typing import Any
+from typing import Any, cast
 
 from .api import Caller
 from .errors import OIDCError
@@ -42,15 +44,16 @@ class BearerAuth(httpx.Auth):
         url = str(request.url)
         token = self._caller.token(url)
         _bear(request, token)
-        if not self._refused((yield request), token):
+        response = yield request
+        if not self._refused(response, token):
             return
         try:
             renewed = self._caller.token(url, rejected=token.access_token)
         except OIDCError:
-            if _is_replayable(request):
-                raise
-            return
-        if _is_replayable(request) and renewed.access_token != token.access_token:
+            return  # something was sent: the refusal is the caller's
+        if _may_repeat(request, response) and renewed.access_token != token.access_token:
+            cast(httpx.SyncByteStream, response.stream).close()
+            response.stream = _NOT_READ
             _bear(request, renewed)
             self._refused((yield request), renewed)
 
@@ -60,15 +63,16 @@ class BearerAuth(httpx.Auth):
         url = str(request.url)
         token = await self._caller.atoken(url)
         _bear(request, token)
-        if not self._refused((yield request), token):
+        response = yield request
+        if not self._refused(response, token):
             return
         try:
             renewed = await self._caller.atoken(url, rejected=token.access_token)
         except OIDCError:
-            if _is_replayable(request):
-                raise
-            return
-        if _is_replayable(request) and renewed.access_token != token.access_token:
+            return  # something was sent: the refusal is the caller's
+        if _may_repeat(request, response) and renewed.access_token != token.access_token:
+            await cast(httpx.AsyncByteStream, response.stream).aclose()
+            response.stream = _NOT_READ
             _bear(request, renewed)
             self._refused((yield request), renewed)
 
@@ -84,6 +88,11 @@ def _bear(request: httpx.Request, token: UsableToken) -> None:
     request.headers["Authorization"] = f"Bearer {token.access_token.reveal()}"
 
 
-def _is_replayable(request: httpx.Request) -> bool:
-    """A body in memory, or none; not one that is read from somewhere."""
-    return isinstance(request.stream, httpx.ByteStream)
+def _may_repeat(request: httpx.Request, response: httpx.Response) -> bool:
+    """Whether it is this very request that was refused, not one that a redirect made of it: then
+    the first was accepted. And whether its body is in memory, or none."""
+    return response.request is request and isinstance(request.stream, httpx.ByteStream)
+
+
+_NOT_READ = httpx.ByteStream(b"")
+"""The body of a refusal that a repetition replaces: httpx would read it without a bound."""

@@ -1,6 +1,7 @@
 """Where a login of ours starts: its URL, the way back from it, and the scopes that it adds."""
 
 from collections.abc import Collection
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.contrib.auth import REDIRECT_FIELD_NAME
@@ -15,14 +16,20 @@ SCOPES_FIELD_NAME = "scopes"
 MAX_ADDED_SCOPE = 1000
 """Characters of the scopes that one login adds, as the wire has them: they are kept until then."""
 
+SCOPES_LIFETIME = 3600
+"""Seconds for which a link that adds scopes is good."""
+
 _SAFE_METHODS = ("GET", "HEAD")
 
 
-def login_url(slug: str, *, next_url: str = "", scopes: Collection[str] = ()) -> str:
+def login_url(
+    slug: str, *, next_url: str = "", scopes: Collection[str] = (), user_pk: Any = None
+) -> str:
     """Return the URL that starts a login at this provider, the chooser's where slug is "".
 
-    scopes: what the login asks for besides the provider's own; they are signed, so that no
-    stranger's link makes a person consent to more. "" where this site's URLs have no login.
+    scopes: what the login asks for besides the provider's own. They are signed for the user of
+    this key and for SCOPES_LIFETIME, so that nobody's link makes somebody else consent to more.
+    "" where this site's URLs have no login.
     """
     try:
         url = reverse("oidc_rp:login", args=[slug]) if slug else reverse("oidc_rp:login_chooser")
@@ -30,25 +37,26 @@ def login_url(slug: str, *, next_url: str = "", scopes: Collection[str] = ()) ->
         return ""
     query = {REDIRECT_FIELD_NAME: next_url} if next_url else {}
     if scopes:
-        query[SCOPES_FIELD_NAME] = signing.dumps(" ".join(scopes), salt=_salt(slug))
+        query[SCOPES_FIELD_NAME] = signing.dumps(" ".join(scopes), salt=_salt(slug, user_pk))
     return f"{url}?{urlencode(query)}" if query else url
 
 
-def added_scopes(slug: str, signed: str) -> tuple[str, ...]:
-    """Return the scopes that `login_url` signed for this provider.
+def added_scopes(slug: str, signed: str, user_pk: Any) -> tuple[str, ...]:
+    """Return the scopes that `login_url` signed for this provider and this user.
 
     Raises InvalidResponse "scopes.signature" for anything else; "" is none.
     """
     if not signed:
         return ()
     try:
-        return tuple(str(signing.loads(signed, salt=_salt(slug))).split())
+        scope = signing.loads(signed, salt=_salt(slug, user_pk), max_age=SCOPES_LIFETIME)
+        return tuple(str(scope).split())
     except signing.BadSignature as error:
-        raise InvalidResponse("scopes.signature", "not a link of this site") from error
+        raise InvalidResponse("scopes.signature", "no link of this site for this user") from error
 
 
-def _salt(slug: str) -> str:
-    return f"oidc_rp.scopes.{slug}"
+def _salt(slug: str, user_pk: Any) -> str:
+    return f"oidc_rp.scopes.{slug}.{user_pk}"
 
 
 def way_back(request: HttpRequest) -> str:

@@ -3,10 +3,12 @@
 import logging
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.utils import timezone
 from django.utils.deprecation import MiddlewareMixin
 
 from . import conf
@@ -20,13 +22,19 @@ logger = logging.getLogger("oidc_rp")
 
 LOGIN_URL_HEADER = "X-Login-URL"
 
+WAIT = 1.0
+"""Seconds that a page waits for a token it may not need; the renewal goes on without it."""
+
+USELESS_AFTER = timedelta(seconds=30)
+"""A login so short ago did not help, and the next one would not: the browser would go round."""
+
 
 class TokenRenewal(MiddlewareMixin):
     """Optional. Stands below AuthenticationMiddleware, and works in sync and async sites.
 
     Before a view: a token that is due is renewed, outside the view's transaction. After one that
     raised LoginRequired or TemporarilyUnavailable: the browser is sent to sign in, a script is told
-    where to, and both are told when to come back.
+    where to, and both are told when to come back. Who has just signed in is not sent again.
     """
 
     def process_view(
@@ -40,14 +48,15 @@ class TokenRenewal(MiddlewareMixin):
         try:
             login = current_login(request)
             if login is not None and conf.provider(login.provider).api_origins:
-                Caller(request).token()
+                Caller(request).token(wait=WAIT)
         except OIDCError as error:
             logger.info("no token before the view: %s", error.code, extra={"code": error.code})
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answer for a view that could have no token."""
         if isinstance(exception, LoginRequired):
-            response = _to_login(request, exception)
+            useless = _has_just_signed_in(request)
+            response = (_no_use if useless else _to_login)(request, exception)
         elif isinstance(exception, TemporarilyUnavailable):
             response = _later(request, exception)
         else:
@@ -60,6 +69,22 @@ class TokenRenewal(MiddlewareMixin):
 def _is_ours(match: Any) -> bool:
     """Our own views begin and end sessions: no time to renew anything."""
     return "oidc_rp" in match.app_names
+
+
+def _has_just_signed_in(request: HttpRequest) -> bool:
+    login = current_login(request)
+    at = login.at if login is not None else None
+    return at is not None and abs(timezone.now() - at) < USELESS_AFTER
+
+
+def _no_use(request: HttpRequest, error: LoginRequired) -> HttpResponse:
+    """A login brings no token: the settings, or the API, are not what the site thinks."""
+    logger.error("a login brought no token: %s", error.code, extra={"code": error.code})
+    if not is_page_visit(request):
+        return JsonResponse({"error": "login_useless", "code": error.code}, status=403)
+    told = explanation("configuration")
+    text = f"{told.sentence} {told.advice}\n\n{error.code}\n"
+    return HttpResponse(text, "text/plain; charset=utf-8", status=403)
 
 
 def _to_login(request: HttpRequest, error: LoginRequired) -> HttpResponse:

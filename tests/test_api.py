@@ -3,7 +3,9 @@
 import asyncio
 import io
 import logging
+import pickle
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model, logout
 from django.contrib.auth.models import AnonymousUser
 from django.http import HttpRequest
-from django.test import RequestFactory
+from django.test import Client, RequestFactory
 from pytest_django import DjangoAssertNumQueries, Settings
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPResponse
@@ -26,11 +28,13 @@ from oidc_rp.api import BearerAuth, session_for
 from oidc_rp.errors import (
     ConfigurationError,
     InsufficientScope,
+    InvalidResponse,
     LoginRequired,
     OIDCError,
     OriginNotAllowed,
+    TemporarilyUnavailable,
 )
-from oidc_rp.login_urls import added_scopes
+from oidc_rp.login_urls import added_scopes, login_url
 from oidc_rp.models import EPOCH, Grant, StoredAccessToken
 from oidc_rp.protocol.tokens import AccessToken
 from oidc_rp.sealing import generate_key
@@ -38,13 +42,16 @@ from oidc_rp.signals import tokens_refreshed
 from tests.browser import Browser
 from tests.conftest import Configure
 from tests.provider import (
+    Handler,
     OpenIDProvider,
     SigningKey,
+    asking_for_patience,
     close_connection,
     held_back,
     json_answer,
     raw,
     redirect_to,
+    sending,
 )
 
 INVALID_TOKEN = {"WWW-Authenticate": 'Bearer realm="x", error="invalid_token"'}
@@ -295,7 +302,7 @@ def test_M54_plain_http_only_to_this_machine_and_only_where_that_is_switched_on(
 ) -> None:
     remote = {"ISSUER": "https://op.example", "CLIENT_ID": "a", "CLIENT_SECRET": "b"}
     settings.OIDC_RP = {"PROVIDERS": {"remote": remote | {"API_ORIGINS": [origin]}}}
-    with pytest.raises((OriginNotAllowed, ConfigurationError)):
+    with pytest.raises((OriginNotAllowed, TemporarilyUnavailable)):
         session_for(user, "remote").get(f"{origin}/")
 
 
@@ -363,6 +370,31 @@ def test_the_grant_of_a_session_is_of_one_provider(
     assert unsaid.value.code == "configuration.provider"
 
 
+def test_a_provider_that_was_removed_or_broken_is_no_servers_error(
+    op: OpenIDProvider, settings: Settings, visit: HttpRequest, user: Any
+) -> None:
+    given = settings.OIDC_RP
+    options = given["PROVIDERS"]["op"]
+    calls: list[Callable[[], Any]] = [
+        lambda: session_for(visit).get(f"{op.origin}/api/any"),
+        lambda: session_for(user, "op").get(f"{op.origin}/api/any"),
+        lambda: api.access_token(user, "op"),
+        lambda: async_to_sync(api.aaccess_token)(visit),
+    ]
+    settings.OIDC_RP = given | {"PROVIDERS": {"new": options}}
+    for call in calls:
+        with pytest.raises(LoginRequired) as required:
+            call()
+        assert required.value.code == "api.no_grant"
+        assert required.value.login_url.startswith("/oidc/new/login/")
+    settings.OIDC_RP = given | {"PROVIDERS": {"op": options | {"TIMEOUT": "x"}}}
+    for call in (*calls, lambda: session_for(user).get(f"{op.origin}/api/any")):
+        with pytest.raises(TemporarilyUnavailable) as later:
+            call()
+        assert (later.value.code, later.value.retry_after) == ("refresh.provider", 30.0)
+    assert op.calls("/api/any") == 0
+
+
 NEXT: dict[str, tuple[dict[str, Any], str]] = {
     "this page": ({"method": "GET"}, "/private/?a=1"),
     "a form": ({"method": "POST", "HTTP_REFERER": "http://testserver/form/?b=2"}, "/form/?b=2"),
@@ -418,6 +450,7 @@ BODIES: dict[str, tuple[Callable[[], Any], bool]] = {
     "bytes": (lambda: b"body", True),
     "text": (lambda: "body", True),
     "a form": (lambda: {"a": "b"}, True),
+    "a bytearray": (lambda: bytearray(b"body"), True),
     "a file": (lambda: io.BytesIO(b"body"), False),
     "a generator": (lambda: (part for part in (b"body",)), False),
 }
@@ -442,6 +475,51 @@ def test_M55_a_second_refusal_belongs_to_the_caller(op: OpenIDProvider, visit: H
     assert (op.refreshes, op.calls("/api/any")) == (1, 2)
     assert session_for(visit).get(f"{op.origin}/api/any").status_code == 401
     assert (op.refreshes, op.calls("/api/any")) == (1, 3)
+
+
+def test_M55_a_refusal_that_no_renewal_mends_belongs_to_the_caller(
+    op: OpenIDProvider, visit: HttpRequest
+) -> None:
+    """LoginRequired and TemporarilyUnavailable mean that nothing was sent; here it was."""
+    op.answer["/api/pay"] = redirect_to(f"{op.origin}/api/any", 303)
+    op.answer["/api/any"] = raw(401, INVALID_TOKEN)
+    op.answer["token"] = asking_for_patience(503)
+    response = session_for(visit).post(f"{op.origin}/api/pay", json={"amount": 1})
+    assert (response.status_code, op.calls("/api/pay"), op.calls("/api/any")) == (401, 1, 1)
+    with pytest.raises(TemporarilyUnavailable):
+        session_for(visit).get(f"{op.origin}/api/any")
+    assert op.calls("/api/any") == 1
+
+
+def test_M55_without_a_refresh_token_the_refusal_comes_back_and_then_the_login(
+    op: OpenIDProvider, visit: HttpRequest
+) -> None:
+    Grant.objects.update(refresh_token="")
+    op.answer["/api/any"] = raw(401, INVALID_TOKEN)
+    assert session_for(visit).get(f"{op.origin}/api/any").status_code == 401
+    with pytest.raises(LoginRequired) as required:
+        session_for(visit).get(f"{op.origin}/api/any")
+    assert required.value.code == "grant.no_refresh_token"
+    assert op.calls("/api/any") == 1
+
+
+def endless_refusal(handler: Handler) -> None:
+    """invalid_token, with a body that does not end."""
+    handler.close_connection = True
+    challenge = INVALID_TOKEN["WWW-Authenticate"]
+    handler.write(f"HTTP/1.1 401 No\r\nWWW-Authenticate: {challenge}\r\n\r\n".encode())
+    while not handler.provider.stopped.is_set():
+        handler.write(b" " * 0x10000)
+
+
+def test_M55_a_refusal_is_not_read_before_the_repetition(
+    op: OpenIDProvider, visit: HttpRequest
+) -> None:
+    answers = iter([endless_refusal, sending({"a": 1})])
+    op.answer["/api/any"] = lambda handler: next(answers)(handler)
+    response = session_for(visit).get(f"{op.origin}/api/any")
+    assert (response.status_code, response.json()) == (200, {"a": 1})
+    assert [past.status_code for past in response.history] == [401]
 
 
 OTHER_REFUSALS: dict[str, tuple[int, dict[str, str]]] = {
@@ -562,13 +640,48 @@ def test_only_our_own_links_add_scopes(
     with pytest.raises(InsufficientScope) as refused:
         session_for(visit).get(f"{op.origin}/api/any")
     signed = parse_qs(urlsplit(refused.value.login_url).query)["scopes"][0]
-    assert added_scopes("op", signed) == ("contacts",)
-    for slug, bent in (("op", "contacts"), ("op", "x" + signed[1:]), ("other", signed)):
+    pk = visit.user.pk
+    assert added_scopes("op", signed, pk) == (*SCOPES, "contacts")
+    bad_ones = [("op", "contacts"), ("op", "x" + signed[1:]), ("other", signed)]
+    for slug, bent, user_pk in [*((*bad, pk) for bad in bad_ones), ("op", signed, pk + 1)]:
         with pytest.raises(OIDCError) as bad:
-            added_scopes(slug, bent)
+            added_scopes(slug, bent, user_pk)
         assert bad.value.code == "scopes.signature"
-    response = signed_in.client.get("/oidc/op/login/", {"scopes": "contacts"})
-    assert (response.status_code, response.context["code"]) == (400, "scopes.signature")
+    assert signed_in.client.get("/oidc/op/login/", {"scopes": signed}).status_code == 302
+    for client, bent in ((signed_in.client, "contacts"), (Client(), signed)):
+        response = client.get("/oidc/op/login/", {"scopes": bent})
+        assert (response.status_code, response.context["code"]) == (400, "scopes.signature")
+
+
+def test_a_link_that_adds_scopes_is_good_for_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def added(signed: str, later: float) -> tuple[str, ...]:
+        now = time.time() + later
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: now)
+            return added_scopes("op", signed, 1)
+
+    query = parse_qs(urlsplit(login_url("op", scopes=["contacts"], user_pk=1)).query)
+    assert added(query["scopes"][0], 3590) == ("contacts",)
+    with pytest.raises(InvalidResponse) as late:
+        added(query["scopes"][0], 3610)
+    assert late.value.code == "scopes.signature"
+
+
+def test_step_ups_add_up(op: OpenIDProvider, visit: HttpRequest, signed_in: Browser) -> None:
+    """The second login asks for what the first one added, though it is in no setting."""
+    scopes = ["contacts", "tasks"]
+    request = visit
+    for scope in scopes:
+        op.answer["/api/any"] = raw(403, insufficient(scope))
+        with pytest.raises(InsufficientScope) as refused:
+            session_for(request).get(f"{op.origin}/api/any")
+        assert refused.value.scopes == (scope,)
+        query = parse_qs(urlsplit(refused.value.login_url).query)
+        assert signed_in.sign_in("op", scopes=query["scopes"][0]).status_code == 302
+        request = visited(signed_in, op)
+    assert Grant.objects.get(status=Grant.OPEN).scope.split() == [*SCOPES, *scopes]
 
 
 # Redirects and the environment
@@ -721,6 +834,40 @@ def test_M53_no_error_log_or_repr_shows_the_token(
     shown += [*report.format(), caplog.text]
     assert "adapter = " not in "".join(shown)
     assert api.access_token(visit).reveal() not in "".join(shown)
+
+
+def test_M53_whatever_ends_the_call_shows_no_token(op: OpenIDProvider, visit: HttpRequest) -> None:
+    """A generator of the caller's, a worker's time limit: what requests did not raise itself."""
+    for kind in (ValueError, SystemExit, KeyboardInterrupt):
+
+        def body(kind: type[BaseException] = kind) -> Iterator[bytes]:
+            yield b"a"
+            raise kind
+
+        with pytest.raises(kind) as failed:
+            session_for(visit).post(f"{op.origin}/api/any", data=body())
+        report = traceback.TracebackException.from_exception(failed.value, capture_locals=True)
+        assert api.access_token(visit).reveal() not in "".join(report.format())
+
+
+def test_M53_a_pickled_response_holds_no_token(op: OpenIDProvider, visit: HttpRequest) -> None:
+    """A cache may keep it, with what redirects and repetitions left in its history."""
+    old = api.access_token(visit).reveal()
+    op.expire_access_tokens()
+    op.answer["/api/moved"] = redirect_to(f"{op.origin}/api/any")
+    for path, status in (("/api/any", 401), ("/api/moved", 307)):
+        response = session_for(visit).get(f"{op.origin}{path}", headers={"X-Own": "a"})
+        assert [past.status_code for past in response.history] == [status]
+        pickled = pickle.dumps(response)
+        for token in (old, api.access_token(visit).reveal()):
+            assert token.encode() not in pickled
+        again = pickle.loads(pickled)
+        assert again.json() == response.json()
+        for one in (again, *again.history):
+            assert type(one.request) is requests.PreparedRequest
+            assert "Authorization" not in one.request.headers
+            assert (one.request.headers["X-Own"], one.request.hooks) == ("a", {"response": []})
+        assert response.request.headers["Authorization"] == bearer(api.access_token(visit))
 
 
 # For other clients

@@ -11,17 +11,23 @@ from asgiref.sync import async_to_sync
 from django.http import HttpRequest
 
 from oidc_rp import api
-from oidc_rp.errors import InsufficientScope, LoginRequired, OriginNotAllowed
+from oidc_rp.errors import (
+    InsufficientScope,
+    LoginRequired,
+    OriginNotAllowed,
+    TemporarilyUnavailable,
+)
 from oidc_rp.httpx import BearerAuth
 from tests.browser import Browser
 from tests.conftest import Configure
-from tests.provider import OpenIDProvider, raw, redirect_to
+from tests.provider import OpenIDProvider, asking_for_patience, raw, redirect_to, sending
 from tests.test_api import (
     ELSEWHERE,
     INVALID_TOKEN,
     OTHER_REFUSALS,
     bearer,
     elsewhere,
+    endless_refusal,
     insufficient,
     netrc,
     options,
@@ -122,6 +128,39 @@ def test_M55_a_second_refusal_belongs_to_the_caller(
     op.answer["/api/any"] = raw(401, INVALID_TOKEN)
     assert call(visit, "GET", f"{op.origin}/api/any").status_code == 401
     assert (op.refreshes, op.calls("/api/any")) == (1, 2)
+
+
+def test_M55_what_was_accepted_is_not_sent_again(
+    op: OpenIDProvider, visit: HttpRequest, call: Call
+) -> None:
+    """A POST leads to a page that refuses the token: the POST itself was done."""
+    op.answer["/api/pay"] = redirect_to(f"{op.origin}/api/any", 303)
+    op.answer["/api/any"] = raw(401, INVALID_TOKEN)
+    response = call(visit, "POST", f"{op.origin}/api/pay", json={"amount": 1})
+    assert (response.status_code, op.calls("/api/pay"), op.calls("/api/any")) == (401, 1, 1)
+    assert op.refreshes == 1
+
+
+def test_M55_a_refusal_that_no_renewal_mends_belongs_to_the_caller(
+    op: OpenIDProvider, visit: HttpRequest, call: Call
+) -> None:
+    """LoginRequired and TemporarilyUnavailable mean that nothing was sent; here it was."""
+    op.answer["/api/any"] = raw(401, INVALID_TOKEN)
+    op.answer["token"] = asking_for_patience(503)
+    assert call(visit, "POST", f"{op.origin}/api/any", json={"a": 1}).status_code == 401
+    with pytest.raises(TemporarilyUnavailable):
+        call(visit, "GET", f"{op.origin}/api/any")
+    assert op.calls("/api/any") == 1
+
+
+def test_M55_a_refusal_is_not_read_before_the_repetition(
+    op: OpenIDProvider, visit: HttpRequest, call: Call
+) -> None:
+    answers = iter([endless_refusal, sending({"a": 1})])
+    op.answer["/api/any"] = lambda handler: next(answers)(handler)
+    response = call(visit, "GET", f"{op.origin}/api/any")
+    assert (response.status_code, response.json()) == (200, {"a": 1})
+    assert [past.status_code for past in response.history] == [401]
 
 
 @pytest.mark.parametrize(("status", "headers"), OTHER_REFUSALS.values(), ids=OTHER_REFUSALS)

@@ -1,8 +1,13 @@
 """TokenRenewal: a token that lasts before the view, a login instead of an error after it."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -15,10 +20,11 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from oidc_rp import api
 from oidc_rp.errors import LoginRequired, TemporarilyUnavailable
 from oidc_rp.models import EPOCH, Grant, StoredAccessToken
+from oidc_rp.sessions import CURRENT, current_login
 from tests.browser import Browser
 from tests.conftest import Configure
 from tests.provider import OpenIDProvider, raw
-from tests.test_api import options, set_up, signed_in
+from tests.test_api import INVALID_TOKEN, options, set_up, signed_in
 from tests.urls import whoami
 
 __all__ = ["options", "set_up", "signed_in"]
@@ -154,6 +160,30 @@ def test_our_own_views_renew_nothing(op: OpenIDProvider, signed_in: Browser) -> 
     assert op.refreshes == 0
 
 
+def test_a_page_waits_for_a_second_at_most() -> None:
+    """The tests of pages_in_threads.py on a SQLite file: no thread can share one in memory."""
+    command = [sys.executable, "-m", "pytest", "-q", "--ds=tests.servers.settings"]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "tests/pages_in_threads.py"],
+        env={"DATABASE": "sqlite", **os.environ},
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+@pytest.mark.parametrize("broken", [{}, {"op": {"TIMEOUT": "x"}}], ids=["removed", "broken"])
+def test_a_provider_that_cannot_be_used_breaks_no_page(
+    op: OpenIDProvider, signed_in: Browser, settings: Settings, broken: dict[str, Any]
+) -> None:
+    settings.OIDC_RP = settings.OIDC_RP | {"PROVIDERS": broken}
+    assert signed_in.client.get("/plain/").content == b"plain"
+    response = signed_in.client.get("/calling/", {"url": f"{op.origin}/api/any"}, headers=HTML)
+    assert response.status_code == (503 if broken else 403)
+
+
 # After it
 
 
@@ -223,11 +253,114 @@ def test_other_errors_are_the_sites(browser: Browser) -> None:
         browser.client.get("/failing/", headers=HTML)
 
 
+# No circles
+
+
+def twice(request: HttpRequest) -> HttpResponse:
+    """A page that calls its API again when that refuses."""
+    for _ in range(2):
+        answer = api.session_for(request).get(request.GET["url"])
+    return HttpResponse(answer.text, status=answer.status_code)
+
+
+def of_two(request: HttpRequest) -> HttpResponse:
+    """A page that needs two providers: no session signs in through both."""
+    for slug in ("op", "other"):
+        api.session_for(request, slug).get(request.GET["url"])
+    return HttpResponse("both")
+
+
+urlpatterns += [path("twice/", twice), path("of-two/", of_two)]
+
+
+def last_page(browser: Browser, url: str) -> Any:
+    """Follow every redirect, the OP's too, as a browser does, and as long as it would."""
+    for _ in range(20):
+        if url.startswith("http://127.0.0.1"):
+            callback = urlsplit(browser.visit_op(url).url)
+            url = f"{callback.path}?{callback.query}"
+        response = browser.client.get(url, headers=HTML)
+        if response.status_code != 302:
+            return response
+        url = response.headers["Location"]
+    raise AssertionError("round and round")
+
+
+def assert_ended(browser: Browser, response: Any, url: str, code: str) -> None:
+    assert response.status_code == 403
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert response.content.decode().splitlines()[-1] == code
+    script = browser.client.get(url, headers={"sec-fetch-mode": "cors"})
+    assert (script.status_code, script.headers["Cache-Control"]) == (403, "no-store")
+    assert json.loads(script.content) == {"error": "login_useless", "code": code}
+
+
+def test_an_api_that_accepts_no_token_sends_nobody_round_in_circles(
+    op: OpenIDProvider, set_up: Configure, browser: Browser, options: dict[str, Any]
+) -> None:
+    set_up(**options | {"SCOPES": ["openid", "calendar"]})
+    op.answer["/api/any"] = raw(401, INVALID_TOKEN)
+    browser.sign_in("op")
+    make_older(browser)
+    url = f"/twice/?url={op.origin}/api/any"
+    response = last_page(browser, url)
+    assert_ended(browser, response, url, "grant.no_refresh_token")
+    assert op.calls("authorization") == 2
+
+
+def make_older(browser: Browser, seconds: float = 31) -> None:
+    """The sign-in of this browser was so long ago."""
+    session = browser.client.session
+    session[CURRENT] = session[CURRENT] | {"at": session[CURRENT]["at"] - seconds}
+    session.save()
+
+
+def test_a_site_that_keeps_no_tokens_sends_nobody_round_in_circles(
+    op: OpenIDProvider, configure: Configure, browser: Browser, options: dict[str, Any]
+) -> None:
+    configure(**options)
+    url = f"/calling/?url={op.origin}/api/any"
+    response = last_page(browser, f"/oidc/op/login/?{urlencode({'next': url})}")
+    assert_ended(browser, response, url, "api.no_grant")
+    make_older(browser)
+    assert browser.client.get(url, headers=HTML).status_code == 302
+    assert_ended(browser, last_page(browser, url), url, "api.no_grant")
+    assert op.calls("authorization") == 2
+
+
+def test_a_view_of_two_providers_sends_nobody_round_in_circles(
+    op: OpenIDProvider, signed_in: Browser, settings: Settings
+) -> None:
+    given = settings.OIDC_RP
+    providers = given["PROVIDERS"] | {"other": given["PROVIDERS"]["op"]}
+    settings.OIDC_RP = given | {"PROVIDERS": providers}
+    make_older(signed_in)
+    url = f"/of-two/?url={op.origin}/api/any"
+    response = last_page(signed_in, url)
+    assert_ended(signed_in, response, url, "api.no_grant")
+    assert op.calls("authorization") == 2
+
+
+def test_a_session_that_is_older_than_its_time_of_sign_in_still_works(
+    op: OpenIDProvider, signed_in: Browser
+) -> None:
+    session = signed_in.client.session
+    del session[CURRENT]["at"]
+    session.save()
+    response = signed_in.client.get("/without/", headers=HTML)
+    assert (response.status_code, response.url) == (302, "/oidc/op/login/?next=/there/")
+    login = current_login(response.wsgi_request)
+    assert login is not None
+    assert (login.provider, login.at) == ("op", None)
+
+
 # In an async site
 
 
 def test_an_async_site_is_served_the_same(op: OpenIDProvider, signed_in: Browser) -> None:
     expire()
+    make_older(signed_in)
     client = AsyncClient()
     client.cookies = signed_in.client.cookies
     get: Callable[..., Any] = async_to_sync(client.get)
