@@ -2,15 +2,17 @@
 
 from base64 import urlsafe_b64decode
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from hashlib import sha256, sha512
+from hashlib import new as hashed_by
 from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as Caution
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections, router
 from django.urls import NoReverseMatch, reverse
+from django.utils.encoding import force_bytes
 from django.utils.module_loading import import_string
 
 from . import accounts, conf
@@ -113,8 +115,8 @@ def _stored_key_messages(database: str) -> Iterator[CheckMessage]:
     try:
         known = set(key_ring().key_ids)
         missing = _stored_key_ids(database) - known
-    except (DatabaseError, ConfigurationError):
-        return  # Not migrated yet, or out of reach; a wrong key is E010.
+    except (DatabaseError, ImproperlyConfigured, ConfigurationError):
+        return  # Not migrated yet, out of reach, or DATABASES is empty; a wrong key is E010.
     for key_id in sorted(missing):
         yield Error(
             f"Stored tokens need key {key_id}, which is not in OIDC_RP['TOKEN_KEYS'].",
@@ -265,12 +267,13 @@ def _token_key_mistakes(keys: Any) -> Iterator[Mistake]:
 def _made_of_secret_keys() -> set[bytes]:
     """32 octets as people make them of SECRET_KEY."""
     secrets: Sequence[Any] = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
-    return {octets for secret in secrets for octets in _made_of(str(secret).encode())}
+    return {octets for secret in secrets for octets in _made_of(force_bytes(secret))}
 
 
 def _made_of(secret: bytes) -> Iterator[bytes]:
     yield from (secret[:32], secret[-32:], secret.ljust(32, b"0")[:32])
-    for hashed in (sha256(secret), sha512(secret)):
+    for name in ("md5", "sha1", "sha256", "sha512"):
+        hashed = hashed_by(name, secret, usedforsecurity=False)
         yield from (hashed.digest()[:32], hashed.hexdigest()[:32].encode())
     if is_key(as_key := secret[:43].decode(errors="replace")):
         yield urlsafe_b64decode(as_key + "=")

@@ -214,7 +214,7 @@ class Provider:
         "The algorithm of client assertions (private_key_jwt: RS256, client_secret_jwt: HS256).",
         None,
     )
-    private_jwk: PrivateKey | None = _option(
+    private_key: PrivateKey | None = _option(
         _private_key, "The private JWK, as a dict, that signs private_key_jwt assertions.", None
     )
     default_max_age: int | None = _option(
@@ -349,7 +349,7 @@ OPTIONS: dict[str, Field[Any]] = {
 """Every provider option and its field; .metadata["sentence"] says what it is for."""
 
 OWN_OPTIONS = frozenset(
-    "ISSUER CLIENT_ID CLIENT_SECRET PRIVATE_JWK LABEL METADATA REDIRECT_URIS TENANTS "
+    "ISSUER CLIENT_ID CLIENT_SECRET PRIVATE_KEY LABEL METADATA REDIRECT_URIS TENANTS "
     "API_ORIGINS".split()
 )
 """What each provider says for itself; any other option may stand at the top, for all of them."""
@@ -461,11 +461,11 @@ def _client_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
         yield Mistake("E004", f"{where}['TOKEN_ENDPOINT_AUTH_SIGNING_ALG'] does not fit.", hint)
     if method == "private_key_jwt":
         try:
-            key = provider.private_jwk or PrivateKey("{}")
+            key = provider.private_key or PrivateKey("{}")
             jose.check_private_jwk(json.loads(key.reveal()), signing_alg or "RS256")
         except InvalidJOSE as error:
             hint = "A private JWK of the algorithm's type, as a dict; its `kid` is sent along."
-            yield Mistake("E009", f"{where}['PRIVATE_JWK']: {error.message}.", hint)
+            yield Mistake("E009", f"{where}['PRIVATE_KEY']: {error.message}.", hint)
 
 
 def _metadata_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
@@ -485,6 +485,7 @@ def _metadata_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
         yield Mistake("E013", f"{where}['METADATA'] lacks 'jwks_uri'.", hint)
 
 
+_NOT_GIVEN = object()
 _known: dict[Any, tuple[dict[str, Any], Provider | None, str]] = {}
 """slug -> options, and the provider or the mistakes in them, for as long as they stay the same."""
 
@@ -529,9 +530,13 @@ def _options() -> dict[Any, Any]:
     return _dict_from(value, "configuration.providers", "OIDC_RP['PROVIDERS']")
 
 
-def _provider(slug: str, value: Any) -> Provider:
+def _provider(slug: str, all_options: dict[Any, Any]) -> Provider:
+    given_options = all_options.get(slug, _NOT_GIVEN)
+    del all_options  # a traceback may be shown with its variables, and here they hold secrets
+    if given_options is _NOT_GIVEN:
+        raise ConfigurationError("provider.unknown", "no provider of this name")
     where = f"OIDC_RP['PROVIDERS'][{slug!r}]"
-    options = with_defaults(_dict_from(value, "configuration.provider", where))
+    options = with_defaults(_dict_from(given_options, "configuration.provider", where))
     known = _known.get(slug)
     if known is None or known[0] != options:
         found, mistakes = read_provider(slug, options)
@@ -541,9 +546,11 @@ def _provider(slug: str, value: Any) -> Provider:
         if known is not None and found == known[1]:
             found = known[1]  # the same value stays the same object, and keeps its caches
         known = _known[slug] = (deepcopy(options), found, told)
-    if known[1] is None:
-        raise ConfigurationError("configuration.provider", known[2])
-    return known[1]
+    found, told = known[1:]
+    del given_options, options, known
+    if found is None:
+        raise ConfigurationError("configuration.provider", told)
+    return found
 
 
 def provider(slug: str) -> Provider:
@@ -552,19 +559,17 @@ def provider(slug: str) -> Provider:
     Raises ConfigurationError "provider.unknown" where there is none, "configuration.provider"
     where its options cannot be used: no login goes on with half a configuration (M40).
     """
-    options = _options()
-    if slug not in options:
-        raise ConfigurationError("provider.unknown", "no provider of this name")
-    return _provider(slug, options[slug])
+    return _provider(slug, _options())
 
 
 def providers() -> dict[str, Provider]:
     """Every provider that can be used, in the order of the settings."""
     found: dict[str, Provider] = {}
     with suppress(ConfigurationError):
-        for slug, options in _options().items():
+        all_options = _options()
+        for slug in all_options:
             with suppress(ConfigurationError):
-                found[slug] = _provider(slug, options)
+                found[slug] = _provider(slug, all_options)
     return found
 
 
@@ -574,9 +579,11 @@ def keep_anonymous_session() -> bool:
 
 
 def token_keys() -> tuple[str, ...]:
-    """TOKEN_KEYS, newest first; sealing.py reads them."""
+    """TOKEN_KEYS, newest first; sealing.py reads them. What is no text is "", which is no key."""
     keys = given().get("TOKEN_KEYS") or ()
-    return tuple(keys) if isinstance(keys, list | tuple) else ()
+    if not isinstance(keys, list | tuple):
+        return ()
+    return tuple([key if isinstance(key, str) else "" for key in keys])
 
 
 def _top_seconds(name: str, default: float) -> float:

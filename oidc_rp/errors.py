@@ -18,6 +18,9 @@ Codes are stable: tests, logs and the reference in the README name them. Message
 No code, message, `expected` or `received` ever holds a token, authorization code, secret or state.
 """
 
+import copyreg
+from typing import Any
+
 
 class OIDCError(Exception):
     """An error with a stable `code`, and what was expected and received where that is no secret."""
@@ -30,6 +33,10 @@ class OIDCError(Exception):
         self.expected = expected
         self.received = received
         super().__init__(f"{code}: {self.message}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles, as task queues make them, are of this class, whatever it takes."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ConfigurationError(OIDCError):

@@ -259,7 +259,7 @@ class RelyingParty:
             method=provider.token_endpoint_auth_method
             or choose_auth_method(supported, provider.client_secret),
             client_secret=provider.client_secret,
-            private_key=provider.private_jwk,
+            private_key=provider.private_key,
             signing_alg=provider.token_endpoint_auth_signing_alg,
         )
         return authenticate_client(

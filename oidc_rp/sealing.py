@@ -110,9 +110,9 @@ def key_ring() -> KeyRing:
     return _key_ring(conf.token_keys())
 
 
-@lru_cache(maxsize=4)  # found by the keys themselves, so it is never out of date
-def _key_ring(keys: tuple[str, ...]) -> KeyRing:
-    return KeyRing(keys)
+# Found by the keys themselves, so it is never out of date. No function of ours is between, whose
+# frame would show them in the traceback of a wrong one.
+_key_ring = lru_cache(maxsize=4)(KeyRing)
 
 
 def generate_key() -> str:

@@ -6,7 +6,7 @@ import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256, sha512
+from hashlib import md5, sha1, sha256, sha512
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,9 @@ SETTINGS: list[tuple[str, Any]] = [
     ("E010", one() | {"TOKEN_KEYS": [b"A" * 32]}),
     ("E010", one() | {"TOKEN_KEYS": ["!" * 43]}),
     ("E010", one() | {"TOKEN_KEYS": [KEY + "\n"]}),
+    ("E010", one() | {"TOKEN_KEYS": [KEY, [KEY]]}),
+    ("E010", one() | {"TOKEN_KEYS": [{"key": KEY}]}),
+    ("E010", one() | {"TOKEN_KEYS": {KEY}}),
     ("E012", {"PROVIDERS": ["op"]}),
     ("E012", {"PROVIDERS": "no.such.callable"}),
     ("E012", {"TOKEN_KEYS": []}),
@@ -248,16 +251,19 @@ MADE_OF_IT = {
     "its SHA-256": sha256(SECRET.encode()).digest(),
     "its SHA-512, cut short": sha512(SECRET.encode()).digest()[:32],
     "its SHA-256 in hex, cut short": sha256(SECRET.encode()).hexdigest()[:32].encode(),
+    "its MD5 in hex": md5(SECRET.encode()).hexdigest().encode(),
+    "its SHA-1 in hex, cut short": sha1(SECRET.encode()).hexdigest()[:32].encode(),
 }
 
 
 @pytest.mark.parametrize("octets", MADE_OF_IT.values(), ids=MADE_OF_IT)
 @pytest.mark.parametrize("name", ["SECRET_KEY", "SECRET_KEY_FALLBACKS"])
+@pytest.mark.parametrize("secret", [SECRET, SECRET.encode()], ids=["text", "octets"])
 def test_M52_a_token_key_that_is_made_of_the_secret_key_is_told(
-    settings: Settings, octets: bytes, name: str
+    settings: Settings, octets: bytes, name: str, secret: Any
 ) -> None:
     """Whoever reads SECRET_KEY, in an old backup too, must not read tokens; it is not printed."""
-    setattr(settings, name, SECRET if name == "SECRET_KEY" else [SECRET])
+    setattr(settings, name, secret if name == "SECRET_KEY" else [secret])
     key = urlsafe_b64encode(octets).decode()
     settings.OIDC_RP = one() | {"TOKEN_KEYS": [KEY, key]}
     messages = found()
@@ -371,6 +377,16 @@ def test_M52_stored_keys_that_are_missing_are_named(settings: Settings) -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("wrong", ["no key", [KEY], {"key": KEY}, None])
+def test_M52_a_wrong_key_is_told_at_deployment(settings: Settings, wrong: Any) -> None:
+    """By its own check, where the stored keys are looked for as well."""
+    settings.OIDC_RP = one() | {"TOKEN_KEYS": [KEY, wrong]}
+    settings.DEBUG = True
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache"}}
+    assert list(found(deploy=True)) == ["E010"]
+
+
+@pytest.mark.django_db
 def test_stored_keys_are_not_looked_for_unasked(settings: Settings) -> None:
     """`manage.py check` needs no database; and a wrong key has its own message."""
     add_grant("one")
@@ -421,22 +437,35 @@ def test_stored_keys_are_not_looked_for_in_a_table_of_before(settings: Settings)
 
 def test_check_prints_id_and_hint(tmp_path: Path) -> None:
     """A developer sees it all with `manage.py check`."""
-    module = tmp_path / "site_settings.py"
-    module.write_text(
-        "from tests.settings import *\n"
+    ran = check(
+        tmp_path,
         "OIDC_RP = {'PROVIDERS': {'op': {'ISSUER': 'https://op.example', 'CLIENTID': 'x',"
-        " 'CLIENT_SECRET': 'the-secret'}}}\n"
-    )
-    environment = os.environ | {
-        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
-        "DJANGO_SETTINGS_MODULE": "site_settings",
-    }
-    command = [sys.executable, "-W", "error", "-m", "django", "check"]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
+        " 'CLIENT_SECRET': 'the-secret'}}}\n",
     )
     assert ran.returncode == 1
     assert "(oidc_rp.E002)" in ran.stderr
     assert "(oidc_rp.E003)" in ran.stderr
     assert "HINT: Did you mean 'CLIENT_ID'?" in ran.stderr
     assert "the-secret" not in ran.stderr + ran.stdout
+
+
+@pytest.mark.parametrize(("key", "code"), [(KEY, "W005"), ("x", "E010")])
+def test_the_deploy_check_needs_no_database(tmp_path: Path, key: str, code: str) -> None:
+    """Where an image is built there is none; what is wrong in the settings is told all the same."""
+    site = f"DATABASES = {{}}\nOIDC_RP = {{'PROVIDERS': {{}}, 'TOKEN_KEYS': [{key!r}]}}\n"
+    ran = check(tmp_path, site, "--deploy")
+    assert f"(oidc_rp.{code})" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def check(tmp_path: Path, settings: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    """`manage.py check` of a project that differs from the tests' by these settings."""
+    (tmp_path / "site_settings.py").write_text(f"from tests.settings import *\n{settings}")
+    environment = os.environ | {
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+        "DJANGO_SETTINGS_MODULE": "site_settings",
+    }
+    command = [sys.executable, "-W", "error", "-m", "django", "check", *options]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
+    )

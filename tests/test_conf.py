@@ -4,12 +4,14 @@ import logging
 import ssl
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy
+from django.views.debug import SafeExceptionReporterFilter
 from pytest_django import Settings
 
 from oidc_rp import conf
@@ -69,7 +71,7 @@ GOOD_VALUES: dict[str, Any] = {
     "USERINFO_SIGNED_RESPONSE_ALG": "ES256",
     "TOKEN_ENDPOINT_AUTH_METHOD": "client_secret_post",
     "TOKEN_ENDPOINT_AUTH_SIGNING_ALG": "HS256",
-    "PRIVATE_JWK": RSA_KEY.private_jwk,
+    "PRIVATE_KEY": RSA_KEY.private_jwk,
     "DEFAULT_MAX_AGE": 0,
     "DEFAULT_ACR_VALUES": ["urn:two-factors"],
     "REDIRECT_URIS": ["https://rp.example/oidc/op/callback/"],
@@ -139,7 +141,7 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "USERINFO_SIGNED_RESPONSE_ALG": ("none", "", True),
     "TOKEN_ENDPOINT_AUTH_METHOD": ("basic", "tls_client_auth", ["none"], False),
     "TOKEN_ENDPOINT_AUTH_SIGNING_ALG": ("none", "HS1", 1),
-    "PRIVATE_JWK": ("text", ["kty"], 1),
+    "PRIVATE_KEY": ("text", ["kty"], 1),
     "DEFAULT_MAX_AGE": (-1, 1.5, "60", True),
     "DEFAULT_ACR_VALUES": NAMES,
     "REDIRECT_URIS": (*NAMES, ["/oidc/op/callback/"], ["http://rp.example/"], ["https://"]),
@@ -220,12 +222,12 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("E009", {"TOKEN_ENDPOINT_AUTH_METHOD": "private_key_jwt"}),
-    ("E009", {"TOKEN_ENDPOINT_AUTH_METHOD": "private_key_jwt", "PRIVATE_JWK": RSA_KEY.public_jwk}),
+    ("E009", {"TOKEN_ENDPOINT_AUTH_METHOD": "private_key_jwt", "PRIVATE_KEY": RSA_KEY.public_jwk}),
     (
         "E009",
         {
             "TOKEN_ENDPOINT_AUTH_METHOD": "private_key_jwt",
-            "PRIVATE_JWK": RSA_KEY.private_jwk,
+            "PRIVATE_KEY": RSA_KEY.private_jwk,
             "TOKEN_ENDPOINT_AUTH_SIGNING_ALG": "ES256",
         },
     ),
@@ -233,7 +235,7 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
         "E009",
         {
             "TOKEN_ENDPOINT_AUTH_METHOD": "private_key_jwt",
-            "PRIVATE_JWK": RSA_KEY.private_jwk,
+            "PRIVATE_KEY": RSA_KEY.private_jwk,
             "TOKEN_ENDPOINT_AUTH_SIGNING_ALG": "HS256",
         },
     ),
@@ -291,7 +293,7 @@ def test_M40_options_that_contradict_each_other_make_no_provider(
         {
             "CLIENT_SECRET": None,
             "TOKEN_ENDPOINT_AUTH_METHOD": "private_key_jwt",
-            "PRIVATE_JWK": RSA_KEY.private_jwk,
+            "PRIVATE_KEY": RSA_KEY.private_jwk,
         },
         {"CLIENT_SECRET": None, "TOKEN_ENDPOINT_AUTH_METHOD": "none"},
         {"CLIENT_SECRET": "short"},
@@ -329,10 +331,43 @@ def test_an_unknown_option_is_told_with_the_near_one(name: Any, hint: str) -> No
 
 def test_no_mistake_shows_a_secret() -> None:
     """A secret in the wrong place is not repeated."""
-    for name in ("CLIENT_SECRET", "PRIVATE_JWK"):
+    for name in ("CLIENT_SECRET", "PRIVATE_KEY"):
         _, mistakes = read(**{name: ["hunter2-secret"], "METADATA": 1})
         assert "hunter2" not in repr(mistakes)
     assert "s" * 32 not in repr(read()[0])
+
+
+def test_M53_no_secret_is_on_debug_pages_or_in_error_mails(settings: Settings) -> None:
+    """Django masks settings by their names there; ours have such names."""
+    jwk = RSA_KEY.private_jwk
+    keys = ["A" * 43, "B" * 43]
+    provider = GOOD | {"CLIENT_SECRET": "hunter2-secret", "PRIVATE_KEY": jwk}
+    settings.OIDC_RP = {"PROVIDERS": {"op": provider}, "TOKEN_KEYS": keys}
+    shown = repr(SafeExceptionReporterFilter().get_safe_settings()["OIDC_RP"])
+    assert provider["ISSUER"] in shown
+    numbers = [jwk[name] for name in jwk.keys() - RSA_KEY.public_jwk.keys()]
+    assert numbers
+    assert not any(secret in shown for secret in ("hunter2-secret", *keys, *numbers))
+
+
+def raising() -> Any:
+    raise LookupError("no table yet")
+
+
+@pytest.mark.parametrize(
+    "broken", [{"TIMEOUT": "x"}, {"METADATA": 1, "CLIENT_ID": None}, raising, "no.such", 5, None]
+)
+def test_M53_no_frame_of_a_traceback_holds_a_secret(settings: Settings, broken: Any) -> None:
+    """When one provider cannot be used, the error reports that are sent show no secret of any."""
+    secret = {"CLIENT_SECRET": "hunter2-secret"}
+    options = GOOD | secret | broken if isinstance(broken, dict) else broken
+    settings.OIDC_RP = {"PROVIDERS": {"op": options, "good": GOOD | secret}}
+    for slug in ("op", "unknown"):
+        with pytest.raises(ConfigurationError) as caught:
+            conf.provider(slug)
+        frames = [frame for frame, _ in traceback.walk_tb(caught.tb)][1:]
+        assert frames
+        assert "hunter2" not in repr([frame.f_locals for frame in frames])
 
 
 def test_a_label_may_be_translated() -> None:
@@ -420,10 +455,6 @@ def test_a_list_that_a_callable_changes_in_place_is_noticed(settings: Settings) 
     assert conf.provider("one") is before
     domains.append("corp.example")
     assert conf.provider("one").email_domains == {"corp.example"}
-
-
-def raising() -> Any:
-    raise LookupError("no table yet")
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,28 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from pytest_django import Settings
 
+from oidc_rp import grants, journal
 from oidc_rp.models import Grant, Identity, PendingRevocation, StoredAccessToken, digest
+from oidc_rp.protocol.tokens import RefreshToken
 from oidc_rp.resealing import COLUMNS, move_to_newest_key, rows_to_move
 from oidc_rp.sealing import Context, KeyRing, is_key, key_id
 from tests.servers import DatabaseServer, mariadb, postgresql, sqlite
 
+DAY = timedelta(days=1)
 ISS = "https://op.example"
 OLD, NEW, LOST = "A" * 43, "B" * 42 + "A", "C" * 42 + "A"
 OLD_RING, RING = KeyRing([OLD]), KeyRing([NEW, OLD])
@@ -64,10 +70,10 @@ def add_revocation(name: str) -> PendingRevocation:
 
 def opened(ring: KeyRing) -> set[str]:
     """Every token, opened as the app does it, by the row's own context()."""
-    grants = Grant.objects.select_related("identity")
+    with_identity = Grant.objects.select_related("identity")
     access_tokens = StoredAccessToken.objects.select_related("grant__identity")
     return {
-        *(ring.open(row.refresh_token, row.context(row.generation)) for row in grants),
+        *(ring.open(row.refresh_token, row.context(row.generation)) for row in with_identity),
         *(ring.open(row.access_token, row.context()) for row in access_tokens),
         *(ring.open(row.token, row.context()) for row in PendingRevocation.objects.all()),
     }
@@ -331,6 +337,57 @@ def test_what_cannot_be_done_is_a_command_error(
         reseal(**options)
 
 
+@pytest.mark.django_db
+def test_M52_what_waits_in_the_journal_is_stored_first_and_moved(settings: Settings) -> None:
+    """Here, and left by a process that is gone: else only the key that is to go would open it."""
+    settings.OIDC_RP = {"TOKEN_KEYS": [OLD]}
+    waiting = {}
+    for name in ("here", "elsewhere"):
+        grant = grants.load(add_grant(name, lease_until=timezone.now() - DAY).pk)
+        waiting[grant.pk] = f"the next of {name}"
+        token = RefreshToken(waiting[grant.pk])
+        journal.stash(
+            grants.rotation(grant, token, None, grants.ANY, lifetime=None, idle_lifetime=DAY)
+        )
+    del journal._entries[grant.pk]  # of the process that is gone; the cache has it
+    settings.OIDC_RP = {"TOKEN_KEYS": [NEW, OLD]}
+    assert reseal().endswith("No stored token needs an older key.\n")
+    settings.OIDC_RP = {"TOKEN_KEYS": [NEW]}
+    for pk, token in waiting.items():
+        assert grants.refresh_token(grants.load(pk)).reveal() == token
+    assert journal.waiting() == ()
+    cache.clear()
+
+
+# Where there is nothing yet
+
+
+@pytest.mark.parametrize("command", ["oidc_reseal", "oidc_refresh", "oidc_prune"])
+def test_before_migrate_a_command_says_so(command: str, tmp_path: Path) -> None:
+    """A sentence, and no traceback."""
+    site = Site({"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "empty.sqlite3")})
+    assert site.complaint("-m", "django", command) == (
+        "CommandError: Database 'default' lacks tables of oidc_rp; run `manage.py migrate` first.\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["oidc_reseal", "oidc_refresh", "oidc_prune"])
+def test_a_database_that_cannot_be_reached_is_told(command: str, tmp_path: Path) -> None:
+    """In the database's own words."""
+    missing = str(tmp_path / "no directory" / "site.sqlite3")
+    site = Site({"ENGINE": "django.db.backends.sqlite3", "NAME": missing})
+    assert site.complaint("-m", "django", command) == (
+        "CommandError: Database 'default' cannot be used: unable to open database file\n"
+    )
+
+
+def test_a_database_that_is_none_is_told() -> None:
+    """Of the option --database."""
+    with pytest.raises(CommandError) as caught:
+        reseal(database="nope")
+    assert str(caught.value) == "DATABASES has no 'nope'."
+
+
 # Real databases, real processes
 
 GRANTS = 150
@@ -371,6 +428,12 @@ class Site:
         return subprocess.Popen(
             command, env=self.environment, cwd=ROOT, text=True, stdout=stdout, stderr=PIPE
         )
+
+    def complaint(self, *arguments: str) -> str:
+        process = self.start(*arguments, stdout=PIPE)
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (1, "")
+        return err
 
     def output(self, *arguments: str) -> str:
         process = self.start(*arguments, stdout=PIPE)

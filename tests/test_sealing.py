@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+import traceback
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from typing import Any
@@ -284,6 +285,19 @@ def test_M52_a_wrong_key_is_a_configuration_error(wrong: Any) -> None:
     assert caught.value.code == "configuration.token_keys"
     assert "TOKEN_KEYS'][1]" in caught.value.message
     assert "keys" not in caught.tb.tb_next.tb_frame.f_locals  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("wrong", ["no key", 5, None, [OLD], {"key": OLD}])
+def test_M53_no_frame_of_a_traceback_holds_a_key(settings: Settings, wrong: Any) -> None:
+    """When one key is wrong, the error reports that are sent show none of the others."""
+    settings.OIDC_RP = {"TOKEN_KEYS": [NEW, OLD, wrong, OTHER]}
+    with pytest.raises(ConfigurationError) as caught:
+        key_ring()
+    assert "TOKEN_KEYS'][2]" in caught.value.message
+    frames = [frame for frame, _ in traceback.walk_tb(caught.tb)][1:]  # without this function's
+    assert frames
+    shown = repr([frame.f_locals for frame in frames])
+    assert not any(key in shown for key in (NEW, OLD, OTHER))
 
 
 def test_padding_is_optional() -> None:

@@ -170,7 +170,7 @@ def _client_assertion(
     secret_based = client.method == "client_secret_jwt"
     key = _secret(client) if secret_based else client.private_key
     if key is None:
-        raise InvalidResponse("client.private_key", "private_key_jwt needs PRIVATE_JWK")
+        raise InvalidResponse("client.private_key", "private_key_jwt needs PRIVATE_KEY")
     claims = {
         "iss": client.client_id,
         "sub": client.client_id,

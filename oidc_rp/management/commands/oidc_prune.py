@@ -5,7 +5,9 @@ from typing import Any
 
 from django.core.management import BaseCommand, CommandParser
 
+from ... import grants
 from ...upkeep import prune
+from ..tables import require_tables
 
 
 class Command(BaseCommand):
@@ -25,6 +27,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        require_tables(grants.database())
         done = prune(
             closed_for=timedelta(days=options["days"]),
             events_for=timedelta(days=options["events_days"]),

@@ -5,7 +5,9 @@ from typing import Any
 
 from django.core.management import BaseCommand, CommandError, CommandParser
 
+from ... import grants
 from ...upkeep import Shard, renew_idle
+from ..tables import require_tables
 
 
 class Command(BaseCommand):
@@ -28,10 +30,11 @@ class Command(BaseCommand):
         parser.add_argument("--limit", type=int, default=10_000, help="grants to try (%(default)s)")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        within = options["within"]
+        within, shard = options["within"], _shard(options["shard"])
+        require_tables(grants.database())
         done = renew_idle(
             within=None if within is None else timedelta(seconds=within),
-            shard=_shard(options["shard"]),
+            shard=shard,
             limit=options["limit"],
             tell=lambda grant, code: self.stderr.write(f"grant {grant}: {code}"),
         )

@@ -6,12 +6,13 @@ from typing import Any
 
 from django.core.management import BaseCommand, CommandError, CommandParser
 from django.core.management.base import OutputWrapper
-from django.db import reset_queries, router
+from django.db import reset_queries
 
+from ... import grants, upkeep
 from ...errors import ConfigurationError
-from ...models import Grant
 from ...resealing import COLUMNS, Moved, key_ids_in_use, move_to_newest_key, rows_to_move
 from ...sealing import KeyRing, key_ring
+from ..tables import require_tables
 
 IDS_SHOWN = 20
 
@@ -32,10 +33,13 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        using = options["database"] or router.db_for_write(Grant)
+        using = options["database"] or grants.database()
         if (batch_size := options["batch_size"]) < 1:
             raise CommandError("--batch-size is 1 or more.")
         ring = _ring()
+        require_tables(using)
+        if using == grants.database():
+            upkeep.store_journal()  # sealed with an older key, as what is stored
         found = Findings()
         progress = Progress(
             sum(rows_to_move(column, ring, using) for column in COLUMNS),
