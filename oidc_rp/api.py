@@ -12,7 +12,6 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from traceback import clear_frames
@@ -347,6 +346,7 @@ class _BearingRequest(requests.PreparedRequest):
     """A request that bears a token, and those that follow it when it is redirected."""
 
     bearing: "_Bearing"
+    redirected = False
 
     def bear(self, bearing: "_Bearing") -> None:
         self.bearing = bearing
@@ -357,7 +357,7 @@ class _BearingRequest(requests.PreparedRequest):
         """Return the request to follow a redirect with."""
         copied: Any = super().copy()
         copied.__class__ = _BearingRequest
-        copied.bearing = self.bearing
+        copied.bearing, copied.redirected = self.bearing, True
         return copied  # type: ignore[no-any-return]
 
     def prepare_cookies(self, cookies: Any) -> None:
@@ -426,13 +426,19 @@ class _Bearing:
     def _renew(self, response: requests.Response, sending: Any) -> requests.Response | None:
         """Renew the token, once; send the request again if its body is still there.
 
-        What fails leaves the refusal to the caller: something was sent.
+        What fails is raised where the API has refused all there was. After a redirect it has taken
+        the first request, and its refusal of the second belongs to the caller.
         """
-        self.renewed, request, refused = True, response.request, self.token.access_token
+        self.renewed, refused = True, self.token.access_token
+        request = cast(_BearingRequest, response.request)
         body: Any = request.body
         replayable = body is None or isinstance(body, str | bytes | bytearray)
-        with suppress(OIDCError):
+        try:
             self.token = self.caller.token(request.url, rejected=refused)
+        except OIDCError:
+            if not request.redirected:
+                response.close()
+                raise
         if not replayable or self.token.access_token == refused:
             return None
         response.close()  # unread: nobody knows how long it is

@@ -108,7 +108,7 @@ class LoginRefused(OIDCError):
 
 
 class LoginRequired(OIDCError):
-    """No token can be had for this person until a new login; nothing was sent.
+    """No token can be had for this person until a new login; no API has done anything.
 
     login_url: where that login starts, on this site; "" where no page can start one.
     """
@@ -119,7 +119,7 @@ class LoginRequired(OIDCError):
 
 
 class TemporarilyUnavailable(OIDCError):
-    """No token can be had at the moment, and nothing is lost; nothing was sent.
+    """No token can be had at the moment, and nothing is lost; no API has done anything.
 
     retry_after: seconds after which it is worth another try.
     """

@@ -50,7 +50,9 @@ class BearerAuth(httpx.Auth):
         try:
             renewed = self._caller.token(url, rejected=token.access_token)
         except OIDCError:
-            return  # something was sent: the refusal is the caller's
+            if response.request is request:
+                raise
+            return  # the API took the request before it redirected: its refusal is the caller's
         if _may_repeat(request, response) and renewed.access_token != token.access_token:
             cast(httpx.SyncByteStream, response.stream).close()
             response.stream = _NOT_READ
@@ -69,7 +71,9 @@ class BearerAuth(httpx.Auth):
         try:
             renewed = await self._caller.atoken(url, rejected=token.access_token)
         except OIDCError:
-            return  # something was sent: the refusal is the caller's
+            if response.request is request:
+                raise
+            return  # the API took the request before it redirected: its refusal is the caller's
         if _may_repeat(request, response) and renewed.access_token != token.access_token:
             await cast(httpx.AsyncByteStream, response.stream).aclose()
             response.stream = _NOT_READ

@@ -141,15 +141,18 @@ def test_M55_what_was_accepted_is_not_sent_again(
     assert op.refreshes == 1
 
 
-def test_M55_a_refusal_that_no_renewal_mends_belongs_to_the_caller(
+def test_M55_a_refusal_that_no_renewal_mends_says_when_to_come_back(
     op: OpenIDProvider, visit: HttpRequest, call: Call
 ) -> None:
-    """LoginRequired and TemporarilyUnavailable mean that nothing was sent; here it was."""
+    """Unless a redirect led there: an API has done something then, and its refusal is given."""
+    op.answer["/api/pay"] = redirect_to(f"{op.origin}/api/any", 303)
     op.answer["/api/any"] = raw(401, INVALID_TOKEN)
     op.answer["token"] = asking_for_patience(503)
-    assert call(visit, "POST", f"{op.origin}/api/any", json={"a": 1}).status_code == 401
-    with pytest.raises(TemporarilyUnavailable):
-        call(visit, "GET", f"{op.origin}/api/any")
+    assert call(visit, "POST", f"{op.origin}/api/pay", json={"a": 1}).status_code == 401
+    assert op.calls("/api/pay") == 1
+    for _ in range(2):
+        with pytest.raises(TemporarilyUnavailable):
+            call(visit, "POST", f"{op.origin}/api/any", json={"a": 1})
     assert op.calls("/api/any") == 1
 
 
