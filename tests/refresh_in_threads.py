@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +21,11 @@ from django.db import connection, connections, transaction
 from django.db.models import F
 from pytest_django import Settings
 
-from oidc_rp import journal, own_connection
+from oidc_rp import journal, own_connection, signals
 from oidc_rp.errors import LoginRequired, TemporarilyUnavailable
 from oidc_rp.grants import Owner, Target
-from oidc_rp.models import Grant
-from oidc_rp.refresh import ANY, ausable_token, usable_token
+from oidc_rp.models import DatabaseClock, Grant
+from oidc_rp.refresh import ANY, Want, ausable_token, renew, usable_token
 from tests.provider import REFRESH_FAULTS, Handler, OpenIDProvider
 from tests.tokens import (
     Site,
@@ -37,6 +38,7 @@ from tests.tokens import (
     in_between,
     owner,
     site,
+    to_revoke,
     wait_until,
 )
 
@@ -344,3 +346,182 @@ def connection_count() -> int:
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
         return int(cursor.fetchone()[0])
+
+
+# What another may find
+
+
+@pytest.mark.parametrize("setting", [None, False])
+def test_M55_two_views_in_turn_that_roll_back(
+    op: OpenIDProvider, owner: Owner, site: Site, setting: bool | None
+) -> None:
+    """The second one stores what the first has lost, and loses it, too."""
+    site.has(top={"OWN_CONNECTION": setting})
+    expire()
+    tokens = []
+    for _ in range(2):
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+            get_user_model().objects.update(first_name="Jane")
+            tokens.append(usable_token(owner).access_token)
+            raise ZeroDivisionError
+    tokens.append(usable_token(owner).access_token)
+    assert len(set(tokens)) == 1
+    assert_at_rest(owner, generation=2)
+    assert (op.refreshes, op.families_lost) == (1, 0)
+
+
+@pytest.mark.parametrize("setting", [None, False])
+def test_M55_whoever_waits_for_one_that_rolls_back_takes_what_it_got(
+    op: OpenIDProvider, owner: Owner, site: Site, setting: bool | None
+) -> None:
+    """It had looked into the journal before there was anything, and waits for the row."""
+    site.has(top={"OWN_CONNECTION": setting})
+    expire()
+    op.refresh_delay = 0.8
+
+    def waits() -> Any:
+        wait_until(lambda: op.calls("token"))
+        try:
+            return usable_token(owner).access_token
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(waits)
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+            get_user_model().objects.update(first_name="Jane")
+            new = usable_token(owner).access_token
+            raise ZeroDivisionError
+        assert waiting.result() == new
+    assert (op.refreshes, op.families_lost) == (1, 0)
+    assert_at_rest(owner, generation=2)
+
+
+def test_M55_T7_nobody_spends_a_token_whose_successor_is_in_the_cache(
+    op: OpenIDProvider, owner: Owner, site: Site
+) -> None:
+    """The worker that has put it there is gone; others wait for the end of its lease, and share
+    no flight, as if each were a process."""
+    site.has(top={"OWN_CONNECTION": False})
+    expire()
+    with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+        new = usable_token(owner).access_token
+        raise ZeroDivisionError
+    journal._after_fork()
+    site.has()
+    hold(owner)
+    Grant.objects.update(lease_until=DatabaseClock(timedelta(seconds=0.4)))
+
+    def one(number: int) -> Any:
+        time.sleep(number * 0.011)
+        try:
+            return renew(Want(owner.grant, ANY)).access_token
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(one, range(8))) == {new}
+    assert (op.refreshes, op.families_lost) == (1, 0)
+    assert_at_rest(owner, generation=2)
+
+
+def test_M55_a_slow_op_is_asked_once_where_no_lease_can_grow(
+    op: OpenIDProvider, owner: Owner, site: Site
+) -> None:
+    site.has(top={"OWN_CONNECTION": False, "REFRESH_WAIT": 8})
+    op.refresh_delay = 4.5
+    expire()
+    assert len(set(herd(owner, [ANY] * 3))) == 1
+    assert (op.refreshes, op.families_lost) == (1, 0)
+    assert_at_rest(owner, generation=2)
+
+
+def test_M55_a_view_that_has_written_does_not_wait_for_one_that_cannot_write(
+    op: OpenIDProvider, owner: Owner
+) -> None:
+    """SQLite: the other's refresh waits for the caller, who would have waited for it."""
+    expire()
+    written = threading.Event()
+
+    def other() -> Any:
+        written.wait(5)
+        try:
+            return usable_token(owner).access_token
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(other)
+        with transaction.atomic():
+            get_user_model().objects.update(first_name="Jane")
+            written.set()
+            time.sleep(0.3)  # the other has begun
+            since = time.monotonic()
+            new = usable_token(owner).access_token
+            assert time.monotonic() - since < 3  # REFRESH_WAIT is 5
+        assert waiting.result() == new
+    assert (op.refreshes, op.families_lost) == (1, 0)
+    assert_at_rest(owner, generation=2)
+
+
+# Who else is at it
+
+
+@pytest.mark.parametrize("fault", ["", "invalid_grant"])
+def test_M55_a_receiver_that_asks_does_not_wait_for_itself(
+    op: OpenIDProvider, owner: Owner, fault: str
+) -> None:
+    heard: list[Any] = []
+
+    def hears(**_: Any) -> None:
+        since = time.monotonic()
+        try:
+            heard.append(usable_token(owner).access_token)
+        except LoginRequired as error:
+            heard.append(error.code)
+        heard.append(time.monotonic() - since < 2)
+
+    op.refresh_fault = fault
+    expire()
+    signal = signals.grant_closed if fault else signals.tokens_refreshed
+    signal.connect(hears)
+    try:
+        new: Any = usable_token(owner).access_token
+    except LoginRequired as error:
+        new = error.code
+    finally:
+        signal.disconnect(hears)
+    assert heard == [new, True]
+    assert (new == "grant.revoked_or_expired") is bool(fault)
+    assert op.refreshes == 1
+
+
+def test_M55_a_user_is_deleted_while_somebody_wants_a_token(
+    op: OpenIDProvider, owner: Owner
+) -> None:
+    """At the last moment: the rows that depend on the grant are deleted already."""
+    expire()
+    codes: list[str] = []
+
+    def asks() -> None:
+        try:
+            usable_token(owner)
+        except LoginRequired as error:
+            codes.append(error.code)
+
+    thread = threading.Thread(target=in_between, args=[asks])
+
+    def meanwhile(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("DELETE") and "oidc_rp_grant" in sql and not thread.ident:
+            thread.start()
+            time.sleep(0.3)
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(meanwhile):
+        get_user_model().objects.get(pk=owner.user_id).delete()
+    thread.join()
+    assert codes == ["grant.none"]
+    assert not Grant.objects.exists()
+    wait_until(lambda: to_revoke() == [])
+    assert op.revocations == [("refresh_token", token) for token in op._refresh_tokens]
+    assert op.refreshes == 0

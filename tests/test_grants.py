@@ -1,13 +1,19 @@
 """What a login leaves behind, and how it ends: durable grants, and those of a browser session."""
 
 from datetime import timedelta
+from hashlib import sha256
+from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.test import Client
+from django.contrib.auth.models import User
+from django.http import HttpRequest
+from django.test import Client, RequestFactory
+from django.test.utils import isolate_apps
 from django.utils import timezone
+from pytest_django import Settings
 
-from oidc_rp import closing, conf, grants
+from oidc_rp import api, closing, conf, grants
 from oidc_rp.errors import LoginRequired
 from oidc_rp.grants import Owner
 from oidc_rp.models import Event, Grant, Identity, StoredAccessToken
@@ -21,7 +27,9 @@ from tests.tokens import (
     assert_at_rest,
     assert_closed,
     bound,
+    every_token,
     expire,
+    failing_at,
     grant,
     history,
     owner,
@@ -380,3 +388,148 @@ def test_a_narrower_login_replaces_a_grant_that_is_in_doubt(
     site.has(SCOPES=["openid", "offline_access"])
     assert signed_in(Browser(), op).grant == wide.grant
     assert grant(wide).scope.split() == ["openid", "offline_access"]
+
+
+@isolate_apps("oidc_rp")
+def test_M38_so_does_that_of_a_proxy_of_the_user_model(op: OpenIDProvider, owner: Owner) -> None:
+    class Member(User):
+        class Meta:
+            proxy = True
+            app_label = "oidc_rp"
+
+    member = Member.objects.get()
+    member.is_active = False
+    member.save()
+    assert_closed(owner, "deactivated")
+
+
+# Somebody else's session
+
+
+def request_of(browser: Browser, user: Any) -> HttpRequest:
+    """A request of this browser's, that `user` is said to make."""
+    request = RequestFactory().get("/")
+    request.session, request.user = browser.client.session, user
+    return request
+
+
+def refused(request: HttpRequest) -> str:
+    with pytest.raises(LoginRequired) as raised:
+        api.access_token(request)
+    return raised.value.code
+
+
+def test_M54_nobody_gets_a_token_by_wearing_anothers_session(
+    op: OpenIDProvider, owner: Owner, browser: Browser
+) -> None:
+    """django-impersonate and its like replace request.user, and leave the session as it was."""
+    somebody_else = get_user_model().objects.create_user("john")
+    request = request_of(browser, somebody_else)
+    assert refused(request) == "grant.none"
+    expire()
+    assert refused(request) == "grant.none"
+    assert op.refreshes == 0
+    itself = request_of(browser, get_user_model().objects.get(pk=owner.user_id))
+    assert api.access_token(itself).reveal() in op._access_tokens
+    assert refused(request) == "grant.none"
+
+
+def test_M54_nor_by_a_session_that_is_older_than_a_new_link(
+    op: OpenIDProvider, owner: Owner, browser: Browser
+) -> None:
+    users = get_user_model().objects
+    request = request_of(browser, users.get(pk=owner.user_id))
+    Identity.objects.update(user=users.create_user("john"))
+    assert refused(request) == "grant.none"
+    expire()
+    assert refused(request) == "grant.none"
+    assert op.refreshes == 0
+
+
+# Which of several
+
+
+@pytest.mark.parametrize(
+    ("client_id", "status"), [("older", "open"), ("older", "closed"), ("", "closed")]
+)
+def test_no_other_durable_grant_hides_the_open_one(
+    op: OpenIDProvider, owner: Owner, client_id: str, status: str
+) -> None:
+    """CLIENT_ID was changed and changed back; or what was closed is newer."""
+    newer = Grant.objects.create(
+        identity=Identity.objects.get(),
+        provider="op",
+        client_id=client_id or op.client_id,
+        durable=True,
+        slot=sha256(status.encode()).hexdigest(),
+        status=status,
+        close_reason="revoked_or_expired" if status == "closed" else "",
+    )
+    assert newer.pk > owner.grant
+    assert token(Owner(owner.user_id, provider="op")) == token(owner)
+    expire()
+    assert token(Owner(owner.user_id, provider="op")) == token(owner)
+    assert op.refreshes == 1
+
+
+def test_T15_the_same_refresh_token_again_in_a_session_is_not_revoked(
+    op: OpenIDProvider, site: Site, browser: Browser
+) -> None:
+    site.has(SCOPES=["openid", "calendar"])
+    op.token_response["refresh_token"] = op.issue()["refresh_token"]
+    old, new = signed_in(browser, op), signed_in(browser, op)
+    del op.token_response["refresh_token"]
+    assert_closed(old, "superseded")
+    assert (to_revoke(), op.calls("revocation")) == ([], 0)
+    assert renew(new)
+    assert op.families_lost == 0
+
+
+def test_T18_a_local_login_of_the_same_user_ends_the_sessions_grant(
+    op: OpenIDProvider, bound: Owner, browser: Browser
+) -> None:
+    user = get_user_model().objects.get(pk=bound.user_id)
+    browser.client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    assert_closed(bound, "logout")
+    wait_until(lambda: to_revoke() == [])
+    assert len(op.revocations) == 1
+
+
+# A database that fails
+
+
+def test_M56_a_logout_signs_out_although_the_grant_cannot_be_closed(
+    op: OpenIDProvider, bound: Owner, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    with failing_at("UPDATE", "oidc_rp_grant"):
+        assert browser.client.post("/oidc/logout/").status_code == 200
+    assert "_auth_user_id" not in browser.client.session
+    assert "was not closed" in caplog.text
+    assert grant(bound).status == "open"
+    assert (to_revoke(), op.calls("revocation")) == ([], 0)
+
+
+FAILING = {
+    "first login, grant": (1, "INSERT", "oidc_rp_grant"),
+    "first login, access token": (1, "INSERT", "oidc_rp_storedaccesstoken"),
+    "second login, grant": (2, "UPDATE", "oidc_rp_grant"),
+    "second login, access token": (2, "INSERT", "oidc_rp_storedaccesstoken"),
+    "second login, revocation": (2, "INSERT", "oidc_rp_pendingrevocation"),
+}
+
+
+@pytest.mark.parametrize(("login", "verb", "table"), FAILING.values(), ids=FAILING)
+def test_M53_no_token_in_the_debug_page_of_a_login_that_cannot_be_stored(
+    op: OpenIDProvider, site: Site, settings: Settings, login: int, verb: str, table: str
+) -> None:
+    if login == 2:
+        signed_in(Browser(), op)
+    settings.DEBUG = True
+    with failing_at(verb, table):
+        response = Browser(Client(raise_request_exception=False)).sign_in("op")
+    page = response.content.decode()
+    assert response.status_code == 500
+    assert "disk full" in page
+    issued = every_token(op)
+    assert len(issued) == 2 * login
+    assert [secret for secret in [*issued, op.client_secret] if secret in page] == []

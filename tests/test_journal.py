@@ -1,7 +1,7 @@
 """The journal of rotated tokens: kept in this process and in the cache, until they are stored."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -106,3 +106,26 @@ def test_M55_without_a_cache_the_process_keeps_it(settings: Settings, failing: s
 def test_M55_what_somebody_else_put_into_the_cache_is_nothing(value: Any) -> None:
     cache.set(journal._key(FIRST.grant), value)
     assert found(3) is None
+
+
+def stashed_elsewhere(rotation: Rotation) -> None:
+    """Be another process, that shares the cache."""
+    cache.set(journal._key(rotation.grant), asdict(rotation))
+
+
+@pytest.mark.parametrize(("here", "there"), [(FIRST, SECOND), (SECOND, FIRST)])
+def test_M55_the_newest_counts_wherever_it_is(here: Rotation, there: Rotation) -> None:
+    journal.stash(here)
+    stashed_elsewhere(there)
+    assert found(3) == found(4) == SECOND
+    assert found(3, elsewhere=False) == here
+
+
+def test_M55_an_older_one_being_dropped_deletes_no_newer_one() -> None:
+    journal.stash(FIRST)
+    stashed_elsewhere(SECOND)
+    journal.drop(FIRST)
+    assert journal.waiting() == ()
+    assert found(4) == SECOND
+    journal.drop(SECOND)
+    assert found(4) is None

@@ -60,6 +60,7 @@ from tests.tokens import (
     in_between,
     let_pass,
     owner,
+    shown,
     signed_in,
     site,
     to_revoke,
@@ -351,6 +352,23 @@ def test_T5_the_new_refresh_token_is_kept_whatever_else_is_wrong(
     assert_at_rest(owner, generation=3)
 
 
+def test_T5_answers_of_no_use_are_asked_for_at_growing_intervals(
+    op: OpenIDProvider, owner: Owner
+) -> None:
+    op.refresh_response["expires_in"] = "soon"
+    expire()
+    for failures in range(1, 6):
+        for _ in range(2):
+            error, seconds = must_wait(owner)
+            assert error == "refresh.backing_off"
+            assert 0 < seconds <= 2**failures
+        assert (grant(owner).failures, op.refreshes) == (failures, failures)
+        let_pass()
+    del op.refresh_response["expires_in"]
+    assert good_for_the_op(op, token(owner))
+    assert_at_rest(owner, generation=7)
+
+
 # T6: somebody else's result is stored
 
 
@@ -583,6 +601,62 @@ def test_T9_a_refused_target_is_nobody_elses_trouble(
     expire()
     assert good_for_the_op(op, token(owner))
     assert (op.refreshes, op.families_lost) == (2, 0)
+
+
+@pytest.mark.parametrize("error", ["invalid_request", "invalid_scope"])
+def test_M55_T9_what_one_grant_is_refused_keeps_the_others_waiting_once(
+    op: OpenIDProvider, owner: Owner, error: str
+) -> None:
+    """The next to ask is another one, who is answered."""
+    op.person["sub"] = "somebody-else"
+    other = signed_in(Browser(), op)
+    expire()
+    op.refresh_fault, op.refresh_fault_times = error, 1
+    assert must_wait(owner)[0] == "refresh.circuit_open"
+    row, left = grant(owner), circuit.seconds_open("op")
+    assert 0 < left <= circuit.FIRST
+    assert circuit.FIRST + left < (row.not_before - row.now).total_seconds() <= 2 * circuit.FIRST
+    ProviderCircuit.objects.update(not_before=DatabaseClock())
+    assert must_wait(owner)[0] == "refresh.backing_off"
+    assert op.refreshes == 1
+    assert good_for_the_op(op, token(other))
+    assert not ProviderCircuit.objects.exists()
+    let_pass()
+    assert good_for_the_op(op, token(owner))
+    assert (op.refreshes, op.families_lost) == (3, 0)
+
+
+def test_T9_a_target_that_was_refused_is_not_asked_for_again_at_once(
+    op: OpenIDProvider, owner: Owner
+) -> None:
+    graph = Target("https://graph.example")
+    op.refresh_fault, op.refresh_fault_times = "invalid_target", 1
+    errors = []
+    for _ in range(3):
+        with pytest.raises(OPError) as raised:
+            usable_token(owner, graph)
+        assert raised.value.code == "token.invalid_target"
+        errors.append(raised.value)
+    assert len({id(error) for error in errors}) == 3
+    assert op.refreshes == 1
+    assert good_for_the_op(op, token(owner, Target("https://mail.example")))
+    assert op.refreshes == 2
+
+
+@pytest.mark.parametrize("error", ["invalid_target", "interaction_required"])
+def test_M53_no_token_in_the_debug_page_of_what_an_op_refuses(
+    op: OpenIDProvider, owner: Owner, error: str
+) -> None:
+    """Nor a client secret, where the error comes from the caller's own thread."""
+    op.answer["token"] = sending({"error": error}, 400)
+    expire()
+    with pytest.raises((OPError, LoginRequired)) as raised:
+        usable_token(owner)
+    page = shown(raised.value)
+    assert error in page
+    issued = every_token(op)
+    assert len(issued) == 2
+    assert [secret for secret in [*issued, op.client_secret] if secret in page] == []
 
 
 # T10: the OP is busy

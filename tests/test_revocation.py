@@ -2,25 +2,32 @@
 
 import contextlib
 import logging
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.db import transaction
 
-from oidc_rp import closing, grants, revocation
+from oidc_rp import closing, grants, journal, refresh, revocation, upkeep
+from oidc_rp.errors import LoginRequired
 from oidc_rp.grants import Owner
-from oidc_rp.models import Grant, Identity, PendingRevocation
+from oidc_rp.models import DatabaseClock, Grant, Identity, PendingRevocation
+from oidc_rp.refresh import usable_token
 from oidc_rp.sealing import generate_key
-from tests.provider import OpenIDProvider, SigningKey, raw, reset, sending
+from tests.browser import Browser
+from tests.provider import OpenIDProvider, SigningKey, first, raw, reset, sending
 from tests.tokens import (
     Site,
     assert_closed,
     bound,
+    during,
+    expire,
     grant,
     history,
     make_revocations_due,
     owner,
+    signed_in_here,
     site,
     to_revoke,
     wait_until,
@@ -117,6 +124,7 @@ BUSY = {
     "429": (sending({"error": "slow_down"}, 429), "revocation.error"),
     "server_error": (sending({"error": "server_error"}, 500), "revocation.server_error"),
     "invalid_client": (sending({"error": "invalid_client"}, 401), "revocation.invalid_client"),
+    "400": (sending({"error": "invalid_client"}, 400), "revocation.invalid_client"),
     "reset": (reset(after=False), "transport.broken"),
 }
 
@@ -247,3 +255,72 @@ def test_without_keys_a_grant_can_still_be_ended(
     delete(owner)
     assert not Grant.objects.exists()
     assert op.calls("revocation") == 0
+
+
+# What a refresh brought meanwhile
+
+
+def test_M55_T7_T18_what_waits_for_a_grant_that_ends_is_revoked(
+    op: OpenIDProvider, owner: Owner, site: Site
+) -> None:
+    """The successor was never stored: a caller had rolled it back."""
+    site.has(top={"OWN_CONNECTION": False})
+    expire()
+    with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+        usable_token(owner)
+        raise ZeroDivisionError
+    [spent], [successor] = op._spent_refresh_tokens, op._refresh_tokens
+    end(owner)
+    assert revoked(op) == [("refresh_token", spent)]
+    refresh.store_waiting()
+    assert revoked(op) == [("refresh_token", spent), ("refresh_token", successor)]
+    assert journal.waiting() == ()
+    assert_closed(owner, "logout")
+
+
+@pytest.mark.parametrize(("told", "times"), [(True, 2), (False, 0)])
+def test_M55_T18_a_late_result_is_revoked_unless_that_ends_its_heir(
+    op: OpenIDProvider, site: Site, browser: Browser, told: bool, times: int
+) -> None:
+    owner = signed_in_here(site, browser, op, REVOKE_SUPERSEDED=told)
+    expire()
+    supersede = during(lambda: closing.end_session_grant(owner.grant, grants.SUPERSEDED))
+    op.answer["token"] = first(1, supersede)
+    with pytest.raises(LoginRequired) as raised:
+        usable_token(owner)
+    assert raised.value.code == "grant.superseded"
+    assert op.refreshes == 1
+    assert len(revoked(op)) == op.calls("revocation") == times
+
+
+@pytest.mark.parametrize(("told", "times"), [(True, 1), (False, 0)])
+def test_a_session_grant_that_is_pruned_is_revoked_unless_that_ends_others(
+    op: OpenIDProvider, site: Site, browser: Browser, told: bool, times: int
+) -> None:
+    owner = signed_in_here(site, browser, op, REVOKE_SUPERSEDED=told)
+    Grant.objects.update(created_at=DatabaseClock(timedelta(days=-20)))
+    assert upkeep.prune().closed == 1
+    assert_closed(owner, "expired")
+    assert len(revoked(op)) == op.calls("revocation") == times
+
+
+def test_a_grant_that_was_read_long_ago_is_deleted_with_the_token_it_has_now(
+    op: OpenIDProvider, owner: Owner
+) -> None:
+    stale = Grant.objects.get()
+    expire()
+    usable_token(owner)
+    expected = refresh_tokens(op)
+    stale.delete()
+    assert revoked(op) == expected
+
+
+def test_a_user_who_is_deleted_while_the_op_answers(op: OpenIDProvider, owner: Owner) -> None:
+    expire()
+    op.answer["token"] = first(1, during(lambda: delete(owner)))
+    with pytest.raises(LoginRequired) as raised:
+        usable_token(owner)
+    assert raised.value.code == "grant.none"
+    assert not Grant.objects.exists()
+    [spent], [successor] = op._spent_refresh_tokens, op._refresh_tokens
+    assert revoked(op) == [("refresh_token", spent), ("refresh_token", successor)]

@@ -1,15 +1,17 @@
 """What tests of kept tokens share: a site that keeps them, somebody signed in, and clocks moved."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.core.cache import cache
-from django.db import connections
+from django.db import OperationalError, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F
+from django.views.debug import ExceptionReporter
 from pytest_django import Settings
 
 from oidc_rp import grants, journal
@@ -151,6 +153,25 @@ def in_between(action: Callable[[], Any]) -> None:
     finally:
         for connection in connections.all(initialized_only=True):
             BaseDatabaseWrapper.close(connection)  # one in memory does not close by itself
+
+
+@contextmanager
+def failing_at(verb: str, table: str) -> Iterator[None]:
+    """Let our connection's statements of this kind fail, as those of a database that is full."""
+
+    def fail(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith(verb) and table in sql:
+            raise OperationalError("disk full")
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(fail):
+        yield
+
+
+def shown(error: BaseException) -> str:
+    """Django's debug page of an error: each local of each frame, of what caused it as well."""
+    reporter = ExceptionReporter(None, type(error), error, error.__traceback__)
+    return reporter.get_traceback_html()
 
 
 # What there is afterwards
