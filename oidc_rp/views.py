@@ -101,7 +101,7 @@ class LoginView(RefusingView, OIDCAuthenticationRequestView):  # type: ignore[mi
     def _start(self, request: HttpRequest, slug: str, *, by_post: bool) -> HttpResponse:
         party = relying_party(slug)
         signed_scopes = _parameters(request).get(SCOPES_FIELD_NAME, "")
-        more_scopes = added_scopes(slug, signed_scopes, request.user.pk)
+        more_scopes = added_scopes(slug, signed_scopes, request.user.pk) if signed_scopes else ()
         additional = {
             "ui_locales": _ui_locales(party),
             **party.provider.authorization_params,
