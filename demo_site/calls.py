@@ -99,8 +99,7 @@ def calendar(request: HttpRequest) -> HttpResponse:
     login = current_login(request)
     provider, grant = (login.provider, login.grant) if login else ("", "")
     count = TOGETHER if request.POST.get("times") == "many" else 1
-    expired = "expired" in request.POST
-    if expired:  # the demo's own doing, so that nobody has to wait for a minute
+    if "expired" in request.POST:  # the demo's own doing, so that nobody has to wait for a minute
         StoredAccessToken.objects.filter(grant=grant).update(expires_at=F("sent_at"))
     before = refreshes_of(grant)
     answers = at_once(count, partial(call_calendar, request.user, provider))
@@ -109,7 +108,6 @@ def calendar(request: HttpRequest) -> HttpResponse:
         request,
         "calendar",
         count=count,
-        expired=expired,
         good=len(good),
         refreshes=refreshes_of(grant) - before,
         slowest=max(answer.seconds for answer in answers),
@@ -136,6 +134,10 @@ def id_token_instead(request: HttpRequest) -> HttpResponse:
 
 
 def _show(request: HttpRequest, kind: str, **result: Any) -> HttpResponse:
-    """Keep a result for the profile page, and go there: a reload is to repeat no call."""
-    request.session[RESULT] = {"kind": kind, **result}
+    """Keep a result for the profile page, and go there: a reload is to repeat no call.
+
+    expired: the checkbox, which keeps its state whichever button was pressed.
+    """
+    expired = "expired" in request.POST
+    request.session[RESULT] = {"kind": kind, "expired": expired, **result}
     return HttpResponseRedirect(f"{reverse('profile')}#result")

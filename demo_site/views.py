@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -7,6 +8,8 @@ from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone as clock
+from django.utils.html import format_html_join
+from django.utils.safestring import SafeString
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
@@ -31,6 +34,7 @@ EVENT_IN_WORDS = {
     "in_doubt": "No answer came: is the refresh token spent or not?",
     "backing_off": "The provider is left in peace for a while",
     "refresh_failed": "Renewal failed",
+    "target_refused": "The provider gives no token for this API",
     "circuit_opened": "The provider refuses this site",
     "id_token_refused": "The new ID Token was refused",
     "late_result": "A late answer was dropped",
@@ -79,7 +83,7 @@ class Row:
 
     claim: str
     words: str
-    value: str
+    value: SafeString
     parts: dict[str, str]
 
 
@@ -168,7 +172,13 @@ def _rows(claims: dict[str, Any]) -> Iterator[Row]:
     for claim in [*known, *others]:
         value = claims[claim]
         parts = dict(value) if isinstance(value, dict) else {}
-        yield Row(claim, CLAIM_IN_WORDS.get(claim, ""), _text(claim, value), parts)
+        yield Row(claim, CLAIM_IN_WORDS.get(claim, ""), _breakable(_text(claim, value)), parts)
+
+
+def _breakable(text: str) -> SafeString:
+    """Let a line end behind the @ of an address and the slashes of a URL."""
+    parts = re.split(r"(?<=[@/])(?=\w)", text)
+    return format_html_join(SafeString("<wbr>"), "{}", ((part,) for part in parts))
 
 
 def _text(claim: str, value: Any) -> str:

@@ -95,7 +95,9 @@ class GrantInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
 
     @admin.display(description=_("next renewal"))
     def next_renewal(self, grant: Any) -> str:
-        """At the first use after this moment."""
+        """At the first use after this moment; never without a refresh token or after the end."""
+        if grant.status != Grant.OPEN or not grant.key_id:
+            return ""
         return _moment(min(filter(None, map(self._soft_expiry, grant.tokens)), default=None))
 
     def _soft_expiry(self, token: Any) -> datetime | None:
@@ -124,6 +126,9 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     readonly_fields = (*FIELDS, "timeline")
     search_help_text = _("User name, e-mail address, or the exact sub")
 
+    class Media:
+        css = {"all": ["oidc_rp/admin.css"]}
+
     @admin.display(description=_("name"))
     def person(self, identity: Identity) -> str:
         """What the OP calls this person: a user name made by us would tell an operator little."""
@@ -139,9 +144,20 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     def timeline(self, identity: Identity) -> SafeString:
         """What happened to the tokens: when, what, why, and who did it; the newest first."""
         events = identity.events.order_by("-pk")[:EVENTS_SHOWN]
-        rows = ((_moment(e.at), e.name, e.code, e.actor, e.grant_id or "") for e in events)
-        cells = "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>"
-        return format_html("<table>{}</table>", format_html_join("", cells, rows))
+        rows = (
+            (_moment(e.at), e.name, e.code, e.actor, e.grant_id or "", (e.grant_id or "")[-8:])
+            for e in events
+        )
+        titles = ((title,) for title in (_("when"), _("event"), _("code"), _("by"), _("grant")))
+        cells = (
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td>"
+            '<td><span title="{}">{}</span></td></tr>'
+        )
+        return format_html(
+            "<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>",
+            format_html_join("", '<th scope="col">{}</th>', titles),
+            format_html_join("", cells, rows),
+        )
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         model: Any = get_user_model()

@@ -231,7 +231,10 @@ def _check_origin(url: str, provider: conf.Provider, resource: str) -> None:
     origin, allowed = origin_of(url), provider.origins_for(resource)
     if origin not in allowed or not _is_allowed(origin, loopback_http=provider.allow_loopback_http):
         raise OriginNotAllowed(
-            "api.origin", "API_ORIGINS does not name it", expected=allowed, received=origin
+            "api.origin",
+            f"API_ORIGINS does not name {origin or 'an origin such as this'} for this token",
+            expected=allowed,
+            received=origin,
         )
 
 

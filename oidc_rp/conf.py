@@ -113,11 +113,15 @@ def _text_mapping(value: Any) -> dict[str, str]:
 
 def _api_origins(value: Any) -> dict[str, tuple[str, ...]]:
     """{resource: origins}; a list is of the API that needs no naming."""
+    wish = 'a list of origins such as "https://api.example", or {resource: list}'
     if isinstance(value, list | tuple):
         value = {"": value} if value else {}
-    origins = {resource: _names(items) for resource, items in _mapping(value).items()}
+    try:
+        origins = {resource: _names(items) for resource, items in _mapping(value).items()}
+    except ValueError as error:
+        raise ValueError(wish) from error
     if any(origin_of(item) != item for items in origins.values() for item in items):
-        raise ValueError('a list of origins such as "https://api.example", or {resource: list}')
+        raise ValueError(wish)
     return origins
 
 

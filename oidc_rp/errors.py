@@ -142,7 +142,8 @@ class InsufficientScope(OIDCError):
     def __init__(self, scopes: tuple[str, ...], *, login_url: str = "") -> None:
         self.scopes = scopes
         self.login_url = login_url
-        super().__init__("api.insufficient_scope", "more scopes are needed", expected=scopes)
+        message = f"more scopes are needed: {' '.join(scopes)}" if scopes else "the API says so"
+        super().__init__("api.insufficient_scope", message, expected=scopes)
 
 
 class SealError(OIDCError):

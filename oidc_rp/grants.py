@@ -490,6 +490,14 @@ def keep(login: Login, identity: Identity) -> Grant | None:
 
     None where nothing is worth keeping: no refresh token, and no API that tokens may be sent to.
     """
+    grant = _kept(login, identity)
+    if grant is not None:
+        wider = set(grant.scope.split()) > set(login.tokens.scope.split())
+        note(grant, "signed_in", "kept_wider" if wider else "", f"user {identity.user_id}")
+    return grant
+
+
+def _kept(login: Login, identity: Identity) -> Grant | None:
     tokens, provider = login.tokens, login.provider
     if tokens.refresh_token is None and not provider.api_origins:
         return None
@@ -572,6 +580,8 @@ def _renewed_by_login(known: Any, login: Login) -> bool:
         if superseded not in (None, refresh_token) and revokes_superseded(login.provider):
             pend_revocation(known, superseded, SUPERSEDED)
     known.generation = generation
+    if refresh_token is not None:
+        known.scope = login.tokens.scope
     return True
 
 

@@ -102,8 +102,9 @@ def _to_login(request: HttpRequest, error: LoginRequired) -> HttpResponse:
 def _later(request: HttpRequest, error: TemporarilyUnavailable) -> HttpResponse:
     seconds = max(1, math.ceil(error.retry_after))
     if accepts_html(request) and not by_script(request):
-        told = explanation("transport")
-        text = f"{told.sentence} {told.advice}\n"
+        ours = error.code.startswith("seal.")  # a key is missing here, the OP is well
+        told = explanation("configuration" if ours else "transport")
+        text = f"{told.sentence}\n" if ours else f"{told.sentence} {told.advice}\n"
         response = HttpResponse(text, "text/plain; charset=utf-8", status=503)
     else:
         told_again = {"error": "temporarily_unavailable", "retry_after": seconds}

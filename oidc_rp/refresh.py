@@ -689,7 +689,8 @@ class Attempt:
             return
         logger.error("grant %s: %s", self.grant.pk, error)
         grants.release(self.grant, self.owner, **_error(error))
-        grants.note(self.grant, "refresh_failed", error.code)
+        if self.grant.last_error != error.code:  # told once, however often it is found
+            grants.note(self.grant, "refresh_failed", error.code)
         raise TemporarilyUnavailable(error.code, "TOKEN_KEYS lacks a key", retry_after=300.0)
 
     def _close(self, reason: str, code: str) -> None:

@@ -113,6 +113,7 @@ def test_claims_are_shown_as_text(root: Client) -> None:
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "<pre>{\n  &quot;address&quot;: {\n    &quot;locality&quot;: &quot;Zürich&quot;" in page
+    assert 'href="/static/oidc_rp/admin.css"' in page  # lets long ones wrap
 
 
 def test_nothing_can_be_typed_in(root: Client) -> None:
@@ -255,6 +256,31 @@ def test_the_identitys_page_tells_what_happened(root: Client) -> None:
     assert page.index("<td>n59</td>") < page.index("<td>n10</td>")
     assert "<td>n9</td>" not in page
     assert "<td>&lt;b&gt;web</td>" in page
+    titles = ("when", "event", "code", "by", "grant")
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    assert f"<thead><tr>{head}</tr></thead>" in page
+    assert f'<td><span title="{grant.pk}">{grant.pk[-8:]}</span></td>' in page
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({}, 1),
+        ({"status": "closed", "close_reason": "logout"}, 0),
+        ({"key_id": "", "refresh_token": ""}, 0),
+    ],
+)
+def test_only_a_grant_that_can_be_renewed_shows_when(
+    root: Client, settings: Any, columns: dict[str, Any], told: int
+) -> None:
+    """Not a closed one, and not one without a refresh token."""
+    settings.TIME_ZONE = "UTC"
+    one = identity(1)
+    expires_at = NOON + timedelta(hours=1)
+    grant = grant_of(one, **columns)
+    StoredAccessToken.objects.create(grant=grant, sent_at=NOON, expires_at=expires_at)
+    page = root.get(f"{LIST}{one.pk}/change/").content.decode()
+    assert page.count("2026-03-01 12:5") == told
 
 
 def test_the_identitys_page_costs_as_much_with_many_grants(root: Client) -> None:

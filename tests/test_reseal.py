@@ -284,7 +284,31 @@ def test_M52_keys_that_are_still_needed_are_named() -> None:
     out = io.StringIO()
     with pytest.raises(CommandError):
         call_command("oidc_reseal", stdout=out)
-    assert f"Still in use: {OLD_RING.key_ids[0]}." in out.getvalue()
+    assert out.getvalue().split("\n")[1:] == [
+        f"Still in use: {OLD_RING.key_ids[0]}. Run this again before you remove them.",
+        "",
+    ]
+
+
+@pytest.mark.django_db
+def test_M52_a_key_that_was_removed_too_soon_is_told_from_an_older_one() -> None:
+    """It is to be put back, and the older one may go; with a row of each, each is told."""
+    lost = KeyRing([LOST])
+    add_grant("user", lost)
+    missing = (
+        f"Not in TOKEN_KEYS: {lost.key_ids[0]}. Put each back as the last one and run this "
+        "again, or the tokens that it sealed are lost."
+    )
+    for name, older in (
+        ("", "No stored token needs an older key."),
+        ("other", f"Still in use: {OLD_RING.key_ids[0]}. Run this again before you remove them."),
+    ):
+        if name:
+            add_grant(name, refresh_token="the-secret-token")
+        out = io.StringIO()
+        with pytest.raises(CommandError):
+            call_command("oidc_reseal", stdout=out)
+        assert out.getvalue().split("\n")[1:] == [missing, older, ""]
 
 
 @pytest.mark.django_db

@@ -183,10 +183,11 @@ def grant(owner: Owner) -> Any:
 
 
 def history(owner: Owner) -> list[tuple[str, str]]:
-    """The timeline: what happened and why, oldest first; each event says when, and who."""
+    """The timeline since the sign-ins: what happened and why, oldest first; each says when, who."""
     events = Event.objects.filter(grant_id=owner.grant).order_by("id")
     assert all(event.actor and event.at for event in events)
-    return [(event.name, event.code) for event in events]
+    assert events[0].name == "signed_in"
+    return [(event.name, event.code) for event in events if event.name != "signed_in"]
 
 
 def assert_at_rest(owner: Owner, **columns: Any) -> Any:

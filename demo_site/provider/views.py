@@ -19,7 +19,7 @@ from oauth2_provider.models import (
 )
 from oauth2_provider.views import ConnectDiscoveryInfoView
 
-from demo_site.installation import ISSUER
+from demo_site.installation import ISSUER, SITE_ORIGINS
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Access:
 @never_cache
 @require_safe
 def home(request: HttpRequest) -> HttpResponse:
-    return render(request, "provider/home.html", {"accesses": _accesses(request.user)})
+    context = {"accesses": _accesses(request.user), "site": f"{SITE_ORIGINS[0]}/profile/"}
+    return render(request, "provider/home.html", context)
 
 
 def _accesses(user: Any) -> list[Access]:

@@ -123,7 +123,9 @@ def test_m55_twenty_calls_at_the_moment_of_expiry_are_one_refresh(page: Page, de
 
 def test_calls_with_a_good_token_need_no_refresh(page: Page, demo: Demo) -> None:
     sign_in(page, demo)
+    expect(page.get_by_text("one may refresh it")).to_be_visible()
     page.get_by_label("at the moment the access token expires").uncheck()
+    expect(page.get_by_text("one may refresh it")).to_be_hidden()
     result = press(page, MANY)
     expect(result.locator("dl div").first).to_have_text(re.compile(r"^\s*refreshes\s*0\s*$"))
     expect(page.get_by_label("at the moment the access token expires")).not_to_be_checked()

@@ -70,6 +70,15 @@ def test_twenty_calls_with_a_good_token_need_none(visitor: Visitor) -> None:
     assert result.startswith("20 of 20 calls answered refreshes 0 ")
 
 
+@pytest.mark.parametrize("path", ["calendar", "id-token", "contacts"])
+@pytest.mark.parametrize(("sent", "box"), [({}, ""), ({"expired": "on"}, " checked")])
+def test_the_checkbox_stays_as_it_was_after_every_button(
+    visitor: Visitor, path: str, sent: dict[str, str], box: str
+) -> None:
+    visitor.press(f"/profile/{path}/", **sent)
+    assert f'<input type="checkbox" name="expired" id="expired"{box}>' in visitor.page.text
+
+
 def test_an_id_token_opens_no_api(visitor: Visitor) -> None:
     result = visitor.press("/profile/id-token/")
     assert result.startswith("The calendar refused the ID Token")
@@ -120,6 +129,8 @@ def test_access_taken_back_at_the_provider_ends_in_a_new_sign_in(visitor: Visito
     visitor.go(f"{visitor.demo.provider}/")
     assert "Demo Site RS256" in visitor.text
     visitor.send("/take-back/", client_id="demo-site-rs256")
+    visitor.go(visitor.link("Back to the demo site"))
+    assert visitor.page.url == f"{visitor.demo.site}/profile/"
     result = visitor.press("/profile/calendar/", times="many")
     assert result.startswith("0 of 20 calls answered refreshes 0 ")
     assert "grant.revoked_or_expired" in result

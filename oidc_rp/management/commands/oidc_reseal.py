@@ -133,8 +133,16 @@ def _ring() -> KeyRing:
 
 
 def _older_keys(ring: KeyRing, using: str) -> list[str]:
-    """What is to be known before an older key is removed."""
+    """What is to be known before an older key is removed, and of one that was removed too soon."""
     used = {key_id for column in COLUMNS for key_id in key_ids_in_use(column, using)}
-    if older := sorted(used - {ring.key_ids[0]}):
-        return [f"Still in use: {', '.join(older)}. Run this again before you remove them."]
-    return ["No stored token needs an older key."] if ring.key_ids[1:] else []
+    told = []
+    if lost := sorted(used - set(ring.key_ids)):
+        told.append(
+            f"Not in TOKEN_KEYS: {', '.join(lost)}. Put each back as the last one and run this "
+            "again, or the tokens that it sealed are lost."
+        )
+    if older := sorted(used.intersection(ring.key_ids[1:])):
+        told.append(f"Still in use: {', '.join(older)}. Run this again before you remove them.")
+    elif ring.key_ids[1:]:
+        told.append("No stored token needs an older key.")
+    return told
