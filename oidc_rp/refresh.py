@@ -236,9 +236,8 @@ def _take_off(want: Want, otherwise: UsableToken | None = None) -> Step:
         return renew(want)
     if not must_share(alias):
         in_write = connections[alias].in_atomic_block
-        # On SQLite whoever has written holds up all others, and so cannot wait for one of them.
-        alone = in_write and connections[alias].vendor == "sqlite"
-        key = (want.grant, threading.get_ident()) if alone else want.grant
+        # On SQLite whoever may have written must not join a flight that may wait for him.
+        key = (want.grant, in_write and connections[alias].vendor == "sqlite")
         work = partial(renew, want, patient=not in_write)
         # Not all workers at once, and not while the calls of this very moment are on their way.
         delay = random.uniform(0.05, 0.5) if want.eager else 0.0  # noqa: S311 - no secret
