@@ -603,7 +603,8 @@ class Attempt:
         """T7: the database refuses the new token; the journal has it until it is stored."""
         logger.error("grant %s: rotation at risk, %s", rotation.grant, type(error).__name__)
         journal.stash(rotation)
-        detached(partial(_store_until_stored, rotation, self.owner))
+        if not must_share(grants.database()):  # else the next reader stores it
+            detached(partial(_store_until_stored, rotation, self.owner))
 
     def _refused(self, error: OPError) -> None:
         status = error.status or 400

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+from django.core.checks import Tags
 from django.core.management import BaseCommand, CommandParser
 
 from ... import grants
@@ -11,6 +12,8 @@ from ..tables import require_tables
 
 
 class Command(BaseCommand):
+    # Ours; those of the models would need the database, and fail without a sentence.
+    requires_system_checks = [Tags.security]
     """Close the grants that nobody can use any more; delete closed grants, tokens and events.
 
     Safe to run twice at once, and to kill.

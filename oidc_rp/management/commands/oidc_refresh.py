@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+from django.core.checks import Tags
 from django.core.management import BaseCommand, CommandError, CommandParser
 
 from ... import grants
@@ -11,6 +12,8 @@ from ..tables import require_tables
 
 
 class Command(BaseCommand):
+    # Ours; those of the models would need the database, and fail without a sentence.
+    requires_system_checks = [Tags.security]
     """Renew the durable grants that the OP would soon forget; revoke what was given up.
 
     Safe to run twice at once, and to kill. The exit code is 1 when a grant could not be renewed
