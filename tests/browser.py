@@ -5,6 +5,10 @@ reorder or bend it:
 
     callback = browser.visit_op(browser.start("op", next="/profile/"))
     response = browser.come_back(callback.bent(state="somebody else's"))
+
+A view of the RP may send the browser to the OP as well, to end a session there or to renew one:
+
+    response = browser.follow(browser.client.post("/oidc/logout/"))
 """
 
 from __future__ import annotations
@@ -63,6 +67,10 @@ class Browser:
         """Walk a whole sign-in; return the response of the callback, past a landing step."""
         return self.land(self.come_back(self.visit_op(self.start(slug, **query))))
 
+    def follow(self, response: Response) -> Response:
+        """Go to the OP as the RP's response says, and come back; return what the RP answers."""
+        return self.land(self.come_back(self.visit_op(self._location(response))))
+
     def start(
         self,
         slug: str,
@@ -71,9 +79,7 @@ class Browser:
     ) -> str:
         """Ask the RP for a login; return the URL of the authentication request."""
         query = query if next is None else query | {"next": next}
-        response = self.client.get(reverse("oidc_rp:login", args=[slug]), query)
-        assert response.status_code in (302, 303), (response.status_code, response.content)
-        return str(response.headers["Location"])
+        return self._location(self.client.get(reverse("oidc_rp:login", args=[slug]), query))
 
     def visit_op(self, authorization_url: str) -> Callback:
         """Be signed in by the OP; return how it sends the browser back."""
@@ -110,6 +116,10 @@ class Browser:
             return self.come_back(Callback(action, form.fields), cross_site=False)
         submitted = urlsplit(action)._replace(query=urlencode(form.fields)).geturl()
         return self.come_back(Callback(submitted), cross_site=False)
+
+    def _location(self, response: Response) -> str:
+        assert response.status_code in (302, 303), (response.status_code, response.content)
+        return str(response.headers["Location"])
 
     def _held_back(self, callback: Callback) -> SimpleCookie:
         """Return the cookies that no browser sends when another site starts the request."""

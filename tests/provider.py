@@ -11,6 +11,8 @@ OpenIDProvider; what a test may ask is `requests` and `calls()`.
         op.answer["token"] = redirect_to("https://attacker.example/")
         op.answer["jwks"] = first(1, drip())                # once; honest afterwards
         op.refresh_fault = "reset_after_rotation"           # see REFRESH_FAULTS
+        op.login.auth_time -= 3600                          # see Login
+        op.logout_token(events=REMOVE)                      # one to post to the back channel
 
 Tests of several processes run it as one of its own: `python -m tests.provider --port 9000`. It
 prints a line of JSON (issuer, client_id, client_secret) and listens to POST and GET /control.
@@ -39,7 +41,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from email.message import Message
 from functools import cache
@@ -80,6 +82,8 @@ CURVES: dict[str, ec.EllipticCurve] = {
 CURVE_NAMES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 CURVES_BY_NAME = {CURVE_NAMES[curve.name]: curve for curve in CURVES.values()}
 SIGNING_ALGS = [kind + size for kind in ("RS", "PS", "ES", "HS") for size in DIGESTS] + ["EdDSA"]
+
+LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -714,12 +718,31 @@ def somebody() -> dict[str, Any]:
 
 
 @dataclass
+class Login:
+    """The person's session at the OP, in the words of ID Tokens (Core §2); acr "" is none."""
+
+    auth_time: int
+    sid: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    acr: str = ""
+    amr: list[str] = field(default_factory=list)
+
+    @property
+    def claims(self) -> dict[str, Any]:
+        optional = {"acr": self.acr, "amr": list(self.amr)}
+        said = {name: value for name, value in optional.items() if value}
+        return {"sid": self.sid, "auth_time": self.auth_time} | said
+
+
+@dataclass
 class Grant:
-    """What one authorization led to; every token of it lives and dies with it."""
+    """What one authorization led to; every token of it lives and dies with it.
+
+    login: as it was at that moment, whatever becomes of the OP's session.
+    """
 
     person: dict[str, Any]
     request: dict[str, str]
-    auth_time: int
+    login: Login
     code_expires_at: float
     code_used: bool = False
     revoked: bool = False
@@ -776,13 +799,27 @@ class OpenIDProvider:
         """The client's public JWK, or JWK Set, for private_key_jwt."""
         self.redirect_uris: list[str] | None = None
         """The registered ones; None: any."""
+        self.post_logout_redirect_uris: list[str] = ["http://testserver/oidc/logged-out/"]
+        """The registered ones."""
         self.person: dict[str, Any] = somebody()
-        self.signed_in = True
-        """False: prompt=none is answered login_required."""
-        self.auth_time: int | None = None
-        """When the person signed in; None: at the moment of the authorization request."""
+        """Its claims may change: who keeps its `sub` is the same person, at UserInfo as well."""
+        self.disabled = False
+        """True: the person cannot sign in any more, and gets no tokens."""
 
         self.now: Callable[[], float] = time.time
+        self.login = Login(int(self.now()))
+        """What ID Tokens say of the session at the OP; another one begins with new_login()."""
+        self.signed_in = True
+        """False: prompt=none is answered login_required."""
+        self.prompt_none_error: str | None = None
+        """What prompt=none is answered with, whoever is signed in."""
+        self.ignores_max_age = False
+        """True: a login that is too old goes on as it is."""
+        self.acr_values_supported: list[str] = ["gold", "silver"]
+        """What the person can do when an authentication request asks for it."""
+        self.ignores_acr_values = False
+        """True: the acr stays as it is, even where another one is called essential."""
+
         self.access_token_lifetime = 60.0
         self.id_token_lifetime = 300
         self.id_token_carries_claims = False
@@ -824,6 +861,10 @@ class OpenIDProvider:
         """What /api/<name> takes, besides the default audience: {"graph": "https://graph.example"}."""
         self.api_scopes: dict[str, str] = {"calendar": "calendar"}
         """The scope that /api/<name> asks for."""
+        self.api_acr_values: list[str] = []
+        """The API takes no access token of a login whose acr is not one of these; []: any."""
+        self.api_max_age: int | None = None
+        """The API takes no access token of a login that is older, in seconds."""
 
         self.refreshes = 0
         """Refresh requests that arrived, whatever became of them."""
@@ -914,12 +955,44 @@ class OpenIDProvider:
                 return REFRESH_FAULTS[self.refresh_fault]
         return late(self.refresh_delay) if self.refresh_delay else None
 
+    def new_login(self) -> Login:
+        """Let another session at the OP begin, as after a logout there, and return it."""
+        self.login = Login(int(self.now()))
+        return self.login
+
+    def logout_token(
+        self,
+        *,
+        header: Mapping[str, Any] | None = None,
+        key: SigningKey | bytes | None = None,
+        alg: str | None = None,
+        **changes: Any,
+    ) -> str:
+        """Return a logout token (Back-Channel Logout §2.4) about the person and the login.
+
+        changes: merged over its claims. header, key, alg: as in sign(), honest or forged.
+        """
+        now = int(self.now())
+        claims = {
+            "iss": self.issuer,
+            "aud": self.client_id,
+            "iat": now,
+            "exp": now + 120,
+            "jti": secrets.token_urlsafe(16),
+            "events": {LOGOUT_EVENT: {}},
+            "sub": self.person["sub"],
+            "sid": self.login.sid,
+        }
+        header = {"typ": "logout+jwt"} | dict(header or {})
+        return self.sign(merged(claims, changes), header, key, alg)
+
     def issue(self, scope: str = "openid offline_access calendar", sub: str = "") -> dict[str, Any]:
         """Return a token response for a new grant, as if somebody had just signed in."""
         with self._lock:
             person = copy.deepcopy(self.person) | ({"sub": sub} if sub else {})
             request = {"client_id": self.client_id, "scope": scope}
-            grant = Grant(person, request, int(self.now()), code_expires_at=0, code_used=True)
+            login = copy.deepcopy(self.login)
+            grant = Grant(person, request, login, code_expires_at=0, code_used=True)
             return merged(self._tokens(grant, grant.scopes), self.token_response)
 
     def expire_access_tokens(self) -> None:
@@ -936,20 +1009,30 @@ class OpenIDProvider:
 
     def control(self, request: RecordedRequest) -> Answer:
         """Take attributes by POST /control (null in a member of one means REMOVE), tell the
-        counters by GET; POST /control/issue answers issue(**JSON), POST /control/expire expires."""
+        counters by GET; POST /control/issue answers issue(**JSON), POST /control/expire expires,
+        POST /control/new_login begins a login and tells it, and POST /control/logout_token answers
+        {"logout_token": logout_token(**JSON)}, where null means REMOVE as well."""
         sent = json.loads(request.body or b"{}")
         if request.path == "/control/issue":
             return json_answer(self.issue(**sent))
+        if request.path == "/control/new_login":
+            return json_answer(asdict(self.new_login()))
+        if request.path == "/control/logout_token":
+            return json_answer({"logout_token": self.logout_token(**null_removes(sent))})
         if request.path == "/control/expire":
             self.expire_access_tokens()
         for name, value in sent.items():
             if name.startswith("_") or callable(getattr(self, name)):
                 raise AttributeError(name)
-            if isinstance(value, dict):
-                value = {k: REMOVE if v is None else v for k, v in value.items()}
             with self._lock:
-                setattr(self, name, value)
+                setattr(self, name, self._told(name, value))
         return json_answer(self.counters())
+
+    def _told(self, name: str, value: Any) -> Any:
+        """Return the attribute that JSON stands for; of the login, members alone will do."""
+        if name == "login":
+            return replace(self.login, **value)
+        return null_removes(value) if isinstance(value, dict) else value
 
     # What it says of itself
 
@@ -962,7 +1045,8 @@ class OpenIDProvider:
         base = urlsplit(self.issuer.removesuffix("/")).path
         names = ("authorization", "token", "userinfo", "jwks", "par", "revocation")
         return {f"{base}/{name}": name for name in names} | {
-            f"{base}/.well-known/openid-configuration": "discovery"
+            f"{base}/end-session": "end_session",
+            f"{base}/.well-known/openid-configuration": "discovery",
         }
 
     def _metadata(self) -> dict[str, Any]:
@@ -974,6 +1058,12 @@ class OpenIDProvider:
             "jwks_uri": self.url("jwks"),
             "pushed_authorization_request_endpoint": self.url("par"),
             "revocation_endpoint": self.url("revocation"),
+            "end_session_endpoint": self.url("end_session"),
+            "backchannel_logout_supported": True,
+            "backchannel_logout_session_supported": True,
+            "frontchannel_logout_supported": True,
+            "frontchannel_logout_session_supported": True,
+            "claims_parameter_supported": True,
             "scopes_supported": ["openid", "profile", "email", "address", "offline_access"],
             "response_types_supported": ["code"],
             "response_modes_supported": ["query", "form_post"],
@@ -1076,6 +1166,7 @@ class OpenIDProvider:
         self._check_client(params)
         try:
             self._check_authorization_request(params)
+            self._authenticate_person(params)
             answer = {"code": self._issue_code(params)}
         except Refused as refused:
             answer = refused.members
@@ -1121,18 +1212,84 @@ class OpenIDProvider:
             raise Refused("invalid_request", "code_challenge is not a SHA-256 digest")
         if "none" in prompts and len(prompts) > 1:
             raise Refused("invalid_request", "prompt=none stands alone")
-        if "none" in prompts and not self.signed_in:
-            raise Refused("login_required", "nobody is signed in")
+        if not isinstance(json.loads(params.get("claims", "{}")), dict):
+            raise Refused("invalid_request", "claims is not an object")
+
+    def _authenticate_person(self, params: Mapping[str, str]) -> None:
+        """Bring the login to what the request asks for (Core §3.1.2.1 and §5.5.1.1)."""
+        prompts = params.get("prompt", "").split()
+        too_old = "max_age" in params and self._is_too_old(int(params["max_age"]))
+        if "none" in prompts:
+            self._go_on_silently(too_old)
+        elif self.disabled:
+            raise Refused("access_denied", "the person is disabled")
+        elif too_old or "login" in prompts:
+            self.login.auth_time = int(self.now())
+        if not self.ignores_acr_values:
+            self._authenticate_as_strongly(params, silently="none" in prompts)
+
+    def _is_too_old(self, max_age: int) -> bool:
+        return not self.ignores_max_age and self.login.auth_time < self.now() - max_age
+
+    def _go_on_silently(self, too_old: bool) -> None:
+        """Refuse prompt=none where a page would have to be shown."""
+        if self.prompt_none_error is not None:
+            raise Refused(self.prompt_none_error, "on demand")
+        if self.disabled or too_old or not self.signed_in:
+            raise Refused("login_required", "nobody is signed in, or too long ago")
+
+    def _authenticate_as_strongly(self, params: Mapping[str, str], *, silently: bool) -> None:
+        """Let acr become the first one asked for that is supported; that takes a page."""
+        wanted, essential = wanted_acr_values(params)
+        supported = [acr for acr in wanted if acr in self.acr_values_supported]
+        if supported and not silently:
+            self.login.acr = supported[0]
+        if essential and self.login.acr not in wanted:
+            error = "login_required" if silently else "unmet_authentication_requirements"
+            raise Refused(error, "no acr that was asked for")
 
     def _issue_code(self, params: dict[str, str]) -> str:
         code, now = secrets.token_urlsafe(24), self.now()
-        auth_time = int(now) if self.auth_time is None else self.auth_time
-        too_old = "max_age" in params and auth_time < now - int(params["max_age"])
-        if too_old or "login" in params.get("prompt", "").split():
-            auth_time = int(now)
-        person = copy.deepcopy(self.person)
-        self._codes[code] = Grant(person, params, auth_time, code_expires_at=now + 60)
+        person, login = copy.deepcopy(self.person), copy.deepcopy(self.login)
+        self._codes[code] = Grant(person, params, login, code_expires_at=now + 60)
         return code
+
+    def _end_session_endpoint(self, request: RecordedRequest) -> Answer:
+        """End the login, and send the browser back where it may go (RP-Initiated Logout §2, §3)."""
+        params = single_values(request.query if request.method == "GET" else request.form)
+        self._check_logout_request(params)
+        self.new_login()
+        if "post_logout_redirect_uri" not in params:
+            return page("<!doctype html><title>Signed out</title><p>You are signed out.")
+        state = {"state": params["state"]} if "state" in params else {}
+        return redirection(params["post_logout_redirect_uri"], state)
+
+    def _check_logout_request(self, params: Mapping[str, str]) -> None:
+        """Refuse to send the browser where no client of ours wants it."""
+        if "id_token_hint" in params:
+            aud = self._own_claims(params["id_token_hint"]).get("aud")
+            if self.client_id not in (aud if isinstance(aud, list) else [aud]):
+                raise Refused("invalid_request", "id_token_hint is another client's")
+        if params.get("client_id", self.client_id) != self.client_id:
+            raise Refused("invalid_request", "unknown client_id")
+        if "post_logout_redirect_uri" not in params:
+            return
+        if not params.keys() & {"id_token_hint", "client_id"}:
+            raise Refused("invalid_request", "neither id_token_hint nor client_id")
+        if params["post_logout_redirect_uri"] not in self.post_logout_redirect_uris:
+            raise Refused("invalid_request", "post_logout_redirect_uri is not registered")
+
+    def _own_claims(self, jws: str) -> dict[str, Any]:
+        """Return the claims of what this OP signed, however long ago."""
+        header, *_ = decode_jws(jws)
+        named = [key for key in self.keys if key.kid == header.get("kid")]
+        keys: list[PublicKey | bytes] = [key.private_key.public_key() for key in named]
+        if str(header.get("alg")).startswith("HS"):
+            keys = [self.client_secret.encode()]
+        for key in keys:
+            with contextlib.suppress(InvalidSignature, KeyError):
+                return verified_claims(jws, key)
+        raise Refused("invalid_request", "not signed by us")
 
     def _token_endpoint(self, request: RecordedRequest) -> Answer:
         form = single_values(request.form)
@@ -1140,6 +1297,8 @@ class OpenIDProvider:
         grant_types = {"authorization_code": self._redeem_code, "refresh_token": self._refresh}
         if form.get("grant_type") not in grant_types:
             raise Refused("unsupported_grant_type", "authorization_code or refresh_token")
+        if self.disabled:
+            raise Refused("invalid_grant", "the person is disabled")
         response = grant_types[form["grant_type"]](form)
         return json_answer(merged(response, self.token_response))
 
@@ -1236,7 +1395,7 @@ class OpenIDProvider:
         if nonce is not None:
             claims["nonce"] = nonce
         if self.id_token_carries_claims:
-            claims = grant.person | claims
+            claims = self._person_of(grant) | claims
         claims = merged(claims, self.id_token_claims)
         if refreshed:
             claims = merged(claims, self.refreshed_id_token_claims)
@@ -1247,24 +1406,27 @@ class OpenIDProvider:
 
     def _honest_id_token_claims(self, grant: Grant, access_token: str) -> dict[str, Any]:
         """Return the claims of Core §2, and no claim about the person but sub."""
-        now, acr_values = int(self.now()), grant.request.get("acr_values", "").split()
-        claims: dict[str, Any] = {
+        now = int(self.now())
+        return grant.login.claims | {
             "iss": self.issuer,
             "sub": grant.person["sub"],
             "aud": self.client_id,
             "exp": now + self.id_token_lifetime,
             "iat": now,
-            "auth_time": grant.auth_time,
             "at_hash": half_hash(self.signing_alg, access_token),
         }
-        return claims | ({"acr": acr_values[0]} if acr_values else {})
+
+    def _person_of(self, grant: Grant) -> dict[str, Any]:
+        """Return what is known today of whoever signed in."""
+        same = self.person.get("sub") == grant.person["sub"]
+        return copy.deepcopy(self.person) if same else grant.person
 
     def _userinfo_endpoint(self, request: RecordedRequest) -> Answer:
         """Tell who the access token speaks for (Core §5.3); an ID Token opens nothing."""
-        grant = self._presented(request).grant
+        person = self._person_of(self._presented(request).grant)
         if not self.userinfo_jwt:
-            return json_answer(merged(grant.person, self.userinfo_claims))
-        claims = grant.person | {"iss": self.issuer, "aud": self.client_id}
+            return json_answer(merged(person, self.userinfo_claims))
+        claims = person | {"iss": self.issuer, "aud": self.client_id}
         jws = self.sign(merged(claims, self.userinfo_claims))
         return Answer(200, jws.encode(), {"Content-Type": "application/jwt"})
 
@@ -1316,6 +1478,7 @@ class OpenIDProvider:
                     raise challenged(401, "invalid_token", "for another audience")
                 if scope and scope not in issued.scopes:
                     raise challenged(403, "insufficient_scope", "needs more", scope=scope)
+                self._check_login(issued.grant.login)
         except Refused as refused:
             return refused.answer
         return json_answer(
@@ -1330,6 +1493,17 @@ class OpenIDProvider:
                 "audience": issued.audience,
             }
         )
+
+    def _check_login(self, login: Login) -> None:
+        """Refuse an access token whose login is too weak or too old for the API (RFC 9470 §3)."""
+        too_weak = self.api_acr_values and login.acr not in self.api_acr_values
+        age = int(self.now()) - login.auth_time
+        if not too_weak and (self.api_max_age is None or age <= self.api_max_age):
+            return
+        wanted = {"acr_values": " ".join(self.api_acr_values)} if self.api_acr_values else {}
+        if self.api_max_age is not None:
+            wanted["max_age"] = str(self.api_max_age)
+        raise challenged(401, "insufficient_user_authentication", "needs another login", **wanted)
 
     # Client authentication (RFC 6749 §2.3, Core §9)
 
@@ -1400,6 +1574,21 @@ def single_values(form: Form) -> dict[str, str]:
     return {name: values[0] for name, values in form.items()}
 
 
+def null_removes(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what JSON says of a merged dict: it has no REMOVE but null."""
+    return {name: REMOVE if value is None else value for name, value in members.items()}
+
+
+def wanted_acr_values(params: Mapping[str, str]) -> tuple[list[str], bool]:
+    """Return the acr that a request asks for, in its order, and whether it is essential
+    (Core §3.1.2.1 and §5.5.1.1)."""
+    claims = json.loads(params.get("claims", "{}"))
+    acr = (claims.get("id_token") or {}).get("acr") or {}
+    values = acr.get("values", [acr["value"]] if "value" in acr else [])
+    essential = bool(values) and acr.get("essential") is True
+    return params.get("acr_values", "").split() + values, essential
+
+
 def is_refresh(request: RecordedRequest) -> bool:
     return request.endpoint == "token" and request.form.get("grant_type") == ["refresh_token"]
 
@@ -1413,12 +1602,21 @@ def code_challenge(code_verifier: str) -> str | None:
 
 def authorization_response(request: Mapping[str, str], answer: Mapping[str, Any]) -> Answer:
     """Carry the answer to the redirect_uri, in its query or in a form that posts itself."""
-    redirect_uri = request["redirect_uri"]
     if request.get("response_mode") == "form_post":
-        return form_post(redirect_uri, answer)
-    separator = "&" if urlsplit(redirect_uri).query else "?"
-    location = redirect_uri + separator + urlencode(answer, doseq=True)
+        return form_post(request["redirect_uri"], answer)
+    return redirection(request["redirect_uri"], answer)
+
+
+def redirection(uri: str, params: Mapping[str, Any]) -> Answer:
+    """Send the browser to `uri`, with these parameters beside those of its own."""
+    separator = "&" if urlsplit(uri).query else "?"
+    location = uri + separator + urlencode(params, doseq=True) if params else uri
     return Answer(302, headers={"Location": location, "Cache-Control": "no-store"})
+
+
+def page(text: str) -> Answer:
+    """Return a page of the OP."""
+    return Answer(200, text.encode(), {"Content-Type": "text/html; charset=utf-8"})
 
 
 def form_post(redirect_uri: str, answer: Mapping[str, Any]) -> Answer:
@@ -1428,13 +1626,12 @@ def form_post(redirect_uri: str, answer: Mapping[str, Any]) -> Answer:
         for name, values in answer.items()
         for value in (values if isinstance(values, list) else [values])
     )
-    page = (
+    return page(
         '<!doctype html><html lang="en"><title>Signing in</title>'
         '<body onload="document.forms[0].submit()">'
         f'<form method="post" action="{html.escape(redirect_uri)}">{fields}'
         "<button>Continue</button></form>"
     )
-    return Answer(200, page.encode(), {"Content-Type": "text/html; charset=utf-8"})
 
 
 def presented_method(headers: Message, form: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from requests.exceptions import ConnectionError as Unreachable
 
 from tests.provider import (
+    LOGOUT_EVENT,
     REFRESH_FAULTS,
     REMOVE,
     OpenIDProvider,
@@ -239,6 +240,7 @@ def test_authentication_response_carries_code_state_and_iss(
         ({"code_challenge": ""}, "invalid_request"),
         ({"code_challenge_method": "plain"}, "invalid_request"),
         ({"prompt": "none login"}, "invalid_request"),
+        ({"claims": "[]"}, "invalid_request"),
     ],
 )
 def test_bad_authentication_request_is_answered_with_an_error(
@@ -266,6 +268,12 @@ def test_prompt_none_needs_somebody_signed_in(op: OpenIDProvider, client: Client
     assert client.answer(prompt="none")["error"] == ["login_required"]
 
 
+def test_prompt_none_can_be_answered_with_any_error(op: OpenIDProvider, client: Client) -> None:
+    op.prompt_none_error = "interaction_required"
+    assert client.answer(prompt="none")["error"] == ["interaction_required"]
+    assert "code" in client.answer()
+
+
 def test_form_post_is_a_form_that_posts_itself(client: Client) -> None:
     page = client.authorize(response_mode="form_post", state='"><b>').text
     assert f'<form method="post" action="{CALLBACK}">' in page
@@ -283,13 +291,252 @@ def test_authorization_params_are_merged_over_the_answer(
     assert "code" not in answer
 
 
-def test_max_age_and_acr_values_are_honoured(op: OpenIDProvider, client: Client) -> None:
-    op.auth_time = 1_000_000_000
-    claims = decode_jws(client.tokens(acr_values="silver bronze")["id_token"])[1]
-    assert claims["auth_time"] == 1_000_000_000
-    assert claims["acr"] == "silver"
-    claims = decode_jws(client.tokens(max_age="60")["id_token"])[1]
-    assert claims["auth_time"] == pytest.approx(time.time(), abs=5)
+# The login at the OP
+
+
+def id_token_claims(tokens: dict[str, Any]) -> dict[str, Any]:
+    return decode_jws(tokens["id_token"])[1]
+
+
+def test_id_tokens_tell_of_the_login(op: OpenIDProvider, client: Client) -> None:
+    assert op.login.auth_time == pytest.approx(time.time(), abs=60)
+    op.login.auth_time, op.login.acr, op.login.amr = 1_000_000_000, "gold", ["pwd", "otp"]
+    claims, login = id_token_claims(client.tokens()), op.login
+    assert (claims["sid"], claims["auth_time"]) == (login.sid, 1_000_000_000)
+    assert (claims["acr"], claims["amr"]) == ("gold", ["pwd", "otp"])
+    assert id_token_claims(op.issue())["sid"] == login.sid
+
+
+def test_another_login_has_another_sid(op: OpenIDProvider, client: Client) -> None:
+    before, op.login.acr = op.login, "gold"
+    code = client.answer()["code"][0]
+    op.now = lambda: before.auth_time + 100.5
+    assert op.new_login() is op.login
+    assert op.login.sid != before.sid
+    assert (op.login.auth_time, op.login.acr) == (before.auth_time + 100, "")
+    assert id_token_claims(client.tokens())["sid"] == op.login.sid
+    op.now = time.time
+    assert id_token_claims(client.redeem(code).json())["sid"] == before.sid
+
+
+def test_a_refreshed_id_token_keeps_the_login_of_its_grant(
+    op: OpenIDProvider, client: Client
+) -> None:
+    op.login.acr, op.login.amr = "gold", ["pwd"]
+    tokens = client.tokens()
+    op.login.auth_time, op.login.acr, op.login.amr = 1, "silver", []
+    op.new_login()
+    refreshed = id_token_claims(client.refresh(tokens["refresh_token"]).json())
+    for name in ("sid", "auth_time", "acr", "amr"):
+        assert refreshed[name] == id_token_claims(tokens)[name]
+
+
+def test_max_age_and_prompt_login_authenticate_again(op: OpenIDProvider, client: Client) -> None:
+    """In the same login: its `sid` stays."""
+    op.now, sid = lambda: 1_000_000_100.5, op.login.sid
+    op.login.auth_time = 1_000_000_000
+    assert id_token_claims(client.tokens(max_age="101"))["auth_time"] == 1_000_000_000
+    assert id_token_claims(client.tokens(max_age="100"))["auth_time"] == 1_000_000_100
+    op.login.auth_time = 1_000_000_000
+    claims = id_token_claims(client.tokens(prompt="login"))
+    assert (claims["auth_time"], claims["sid"]) == (1_000_000_100, sid)
+    assert op.login.auth_time == 1_000_000_100
+
+
+def test_max_age_can_be_ignored(op: OpenIDProvider, client: Client) -> None:
+    op.ignores_max_age, op.login.auth_time = True, 1_000_000_000
+    for changes in ({}, {"prompt": "none"}):
+        claims = id_token_claims(client.tokens(max_age="0", **changes))
+        assert claims["auth_time"] == 1_000_000_000
+    assert op.requests_to("authorization")[-1].query["max_age"] == ["0"]
+
+
+def test_prompt_none_cannot_authenticate_again(op: OpenIDProvider, client: Client) -> None:
+    op.login.auth_time = int(time.time()) - 100
+    assert client.answer(prompt="none", max_age="99")["error"] == ["login_required"]
+    assert "code" in client.answer(prompt="none", max_age="200")
+
+
+def acr_claim(**request: Any) -> str:
+    """Return the `claims` parameter that asks for an acr (Core §5.5)."""
+    return json.dumps({"id_token": {"acr": request}})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"acr_values": "diamond silver gold"},
+        {"claims": acr_claim(values=["diamond", "silver", "gold"])},
+        {"claims": acr_claim(value="silver", essential=True)},
+    ],
+)
+def test_the_first_acr_that_is_supported_comes_back(
+    op: OpenIDProvider, client: Client, changes: dict[str, str]
+) -> None:
+    assert "acr" not in id_token_claims(client.tokens())
+    assert id_token_claims(client.tokens(**changes))["acr"] == "silver"
+    assert id_token_claims(client.tokens())["acr"] == op.login.acr == "silver"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({}, "unmet_authentication_requirements"),
+        ({"prompt": "none"}, "login_required"),
+        ({"claims": acr_claim(values=["diamond"])}, ""),
+        ({"acr_values": "diamond", "claims": "{}"}, ""),
+    ],
+)
+def test_an_essential_acr_that_cannot_be_met_is_a_failure(
+    client: Client, changes: dict[str, str], error: str
+) -> None:
+    """Any other is a wish (Core §5.5.1.1)."""
+    asked = {"claims": acr_claim(values=["diamond"], essential=True)} | changes
+    if error:
+        assert client.answer(**asked)["error"] == [error]
+    else:
+        assert "acr" not in id_token_claims(client.tokens(**asked))
+
+
+def test_acr_values_can_be_ignored(op: OpenIDProvider, client: Client) -> None:
+    op.ignores_acr_values = True
+    essential = acr_claim(values=["gold"], essential=True)
+    assert "acr" not in id_token_claims(client.tokens(acr_values="gold", claims=essential))
+
+
+def test_prompt_none_steps_nobody_up(client: Client) -> None:
+    assert "acr" not in id_token_claims(client.tokens(prompt="none", acr_values="gold"))
+
+
+def test_who_is_disabled_gets_no_tokens(op: OpenIDProvider, client: Client) -> None:
+    """Nothing ends for good: who is enabled again goes on."""
+    refresh_token, code = client.tokens()["refresh_token"], client.answer()["code"][0]
+    op.disabled = True
+    assert client.answer(prompt="none")["error"] == ["login_required"]
+    assert client.answer()["error"] == ["access_denied"]
+    assert refusal(client.refresh(refresh_token)) == (400, "invalid_grant")
+    assert refusal(client.redeem(code)) == (400, "invalid_grant")
+    op.disabled = False
+    assert client.refresh(refresh_token).status_code == 200
+    assert op.families_lost == 0
+
+
+# Logout
+
+
+LOGGED_OUT = "http://testserver/oidc/logged-out/"
+
+
+def end_session(client: Client, method: str = "GET", **params: str) -> requests.Response:
+    url, where = client.op.url("end_session"), "params" if method == "GET" else "data"
+    options: dict[str, Any] = {where: params, "allow_redirects": False, "timeout": 5}
+    return client.http.request(method, url, **options)
+
+
+def test_the_metadata_tells_how_to_log_out(op: OpenIDProvider, client: Client) -> None:
+    document = client.get("discovery").json()
+    assert document["end_session_endpoint"] == op.issuer + "/end-session"
+    for channel in ("backchannel", "frontchannel"):
+        assert document[f"{channel}_logout_supported"] is True
+        assert document[f"{channel}_logout_session_supported"] is True
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_logout_ends_the_login_and_comes_back(
+    op: OpenIDProvider, client: Client, method: str
+) -> None:
+    """An expired ID Token is as good a hint as a fresh one."""
+    op.id_token_lifetime, sid = -100, op.login.sid
+    params = {"id_token_hint": client.tokens()["id_token"], "state": "a&b"}
+    params["post_logout_redirect_uri"] = LOGGED_OUT
+    response = end_session(client, method, **params)
+    assert response.headers["Location"] == LOGGED_OUT + "?state=a%26b"
+    assert op.login.sid != sid
+    [request] = op.requests_to("end_session")
+    assert (request.query if method == "GET" else request.form).keys() == params.keys()
+
+
+def test_a_logout_may_name_the_client_alone_and_no_way_back(
+    op: OpenIDProvider, client: Client
+) -> None:
+    found = end_session(client, client_id=op.client_id, post_logout_redirect_uri=LOGGED_OUT)
+    assert (found.status_code, found.headers["Location"]) == (302, LOGGED_OUT)
+    sid = op.login.sid
+    response = end_session(client, state="x")
+    assert (response.status_code, "Location" in response.headers) == (200, False)
+    assert "signed out" in response.text
+    assert op.login.sid != sid
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"post_logout_redirect_uri": LOGGED_OUT + "x"},
+        {"client_id": "other"},
+        {"id_token_hint": "junk"},
+        {"id_token_hint": ""},
+    ],
+)
+def test_a_bad_logout_request_is_refused(
+    op: OpenIDProvider, client: Client, changes: dict[str, str]
+) -> None:
+    params = {"id_token_hint": op.issue()["id_token"], "client_id": op.client_id}
+    params |= {"post_logout_redirect_uri": LOGGED_OUT} | changes
+    sid = op.login.sid
+    assert refusal(end_session(client, **params)) == (400, "invalid_request")
+    assert op.login.sid == sid
+
+
+def test_an_id_token_hint_must_be_of_this_op_and_client(op: OpenIDProvider, client: Client) -> None:
+    claims = id_token_claims(op.issue())
+    bent = claims | {"aud": "other"}
+    forger = SigningKey.generate("RS256", kid=op.keys[0].kid)
+    hints = [op.sign(bent), op.sign(claims, key=forger), op.sign(claims, alg="none")]
+    hints.append(op.sign(claims, key=b"guessed", alg="HS256"))
+    for hint in hints:
+        assert refusal(end_session(client, id_token_hint=hint)) == (400, "invalid_request")
+    assert end_session(client, id_token_hint=op.sign(claims | {"aud": ["a", op.client_id]})).ok
+    op.signing_alg = "HS256"
+    assert end_session(client, id_token_hint=op.issue()["id_token"]).ok
+
+
+def test_a_redirect_needs_to_know_the_client(client: Client) -> None:
+    response = end_session(client, post_logout_redirect_uri=LOGGED_OUT)
+    assert refusal(response) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("alg", ["RS256", "ES256", "HS256"])
+def test_logout_token(op: OpenIDProvider, alg: str) -> None:
+    op.signing_alg, op.now = alg, lambda: 1_000_000_000.5
+    logout_token = op.logout_token()
+    key = op.client_secret.encode() if alg == "HS256" else op.key_for(alg).private_key.public_key()
+    claims = verified_claims(logout_token, key)
+    header = decode_jws(logout_token)[0]
+    assert (header["alg"], header["typ"]) == (alg, "logout+jwt")
+    assert claims.pop("jti") != decode_jws(op.logout_token())[1]["jti"]
+    assert claims == {
+        "iss": op.issuer,
+        "aud": op.client_id,
+        "iat": 1_000_000_000,
+        "exp": 1_000_000_120,
+        "events": {LOGOUT_EVENT: {}},
+        "sub": op.person["sub"],
+        "sid": op.login.sid,
+    }
+
+
+def test_a_logout_token_can_be_bent_and_forged(op: OpenIDProvider) -> None:
+    bent = op.logout_token(sub=REMOVE, sid="another", nonce="n", header={"typ": REMOVE})
+    header, claims, *_ = decode_jws(bent)
+    assert header == {"alg": "RS256", "kid": "one"}
+    assert ("sub" in claims, claims["sid"], claims["nonce"]) == (False, "another", "n")
+    assert op.logout_token(alg="none").endswith(".")
+    forged = op.logout_token(key=SigningKey.generate("RS256", kid="one"))
+    with pytest.raises(InvalidSignature):
+        verified_claims(forged, op.keys[0].private_key.public_key())
+
+
+# Pushed authorization requests
 
 
 def test_pushed_request_is_used_once(op: OpenIDProvider, client: Client) -> None:
@@ -578,6 +825,34 @@ def test_access_tokens_expire_at_the_api(op: OpenIDProvider, client: Client) -> 
     assert call(client, "/api/calendar", fresh).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("acr_values", "max_age", "challenge"),
+    [
+        (["gold", "silver"], None, ', acr_values="gold silver"'),
+        ([], 60, ', max_age="60"'),
+        (["gold"], 0, ', acr_values="gold", max_age="0"'),
+    ],
+)
+def test_the_api_asks_for_a_better_login(
+    op: OpenIDProvider, client: Client, acr_values: list[str], max_age: int | None, challenge: str
+) -> None:
+    """The challenge of RFC 9470 §3; a refresh does not change the login, another one does."""
+    op.api_acr_values, op.api_max_age = acr_values, max_age
+    op.login.auth_time -= 100
+    tokens = client.tokens(scope="openid offline_access calendar")
+    refreshed = client.refresh(tokens["refresh_token"]).json()
+    for token in (tokens["access_token"], refreshed["access_token"]):
+        response = call(client, "/api/calendar", token)
+        assert refusal(response) == (401, "insufficient_user_authentication")
+        assert response.headers["WWW-Authenticate"] == (
+            'Bearer error="insufficient_user_authentication", '
+            f'error_description="needs another login"{challenge}'
+        )
+    op.now = lambda: 2_000_000_000.9
+    better = client.tokens(scope="openid calendar", acr_values="gold", prompt="login")
+    assert call(client, "/api/calendar", better["access_token"]).status_code == 200
+
+
 @pytest.mark.parametrize("parameter", ["resource", "audience", "scope"])
 def test_an_access_token_is_for_one_audience(
     op: OpenIDProvider, client: Client, parameter: str
@@ -620,6 +895,14 @@ def test_it_runs_as_a_process_of_its_own(http: requests.Session) -> None:
         assert "scope" not in answer
         api = {"Authorization": f"Bearer {answer['access_token']}"}
         assert http.get(told["issuer"] + "/api/calendar", headers=api, timeout=5).ok
+        login = http.post(control + "/new_login", timeout=5).json()
+        http.post(control, json={"login": {"acr": "gold"}}, timeout=5)
+        claims = decode_jws(http.post(control + "/issue", timeout=5).json()["id_token"])[1]
+        assert (claims["sid"], claims["acr"]) == (login["sid"], "gold")
+        sent = {"sub": None, "jti": "new"}
+        logout = http.post(control + "/logout_token", json=sent, timeout=5).json()["logout_token"]
+        claims = decode_jws(logout)[1]
+        assert ("sub" in claims, claims["sid"], claims["jti"]) == (False, login["sid"], "new")
         http.post(control + "/expire", timeout=5)
         assert not http.get(told["issuer"] + "/api/calendar", headers=api, timeout=5).ok
         assert http.get(control, timeout=5).json() == {
@@ -722,6 +1005,14 @@ def test_userinfo_can_be_signed_and_changed(op: OpenIDProvider, client: Client) 
     assert "email" not in claims
 
 
+def test_userinfo_tells_what_is_known_today(op: OpenIDProvider, client: Client) -> None:
+    access_token = client.tokens()["access_token"]
+    op.person["email"] = "jane@new.example"
+    assert client.userinfo(access_token).json()["email"] == "jane@new.example"
+    op.person = {"sub": "another", "email": "other@example.com"}
+    assert client.userinfo(access_token).json()["email"] == "janedoe@example.com"
+
+
 def test_tokens_speak_for_whoever_signed_in(op: OpenIDProvider, client: Client) -> None:
     code = client.answer()["code"][0]
     op.person["sub"] = "the next one"
@@ -735,7 +1026,8 @@ def test_tokens_speak_for_whoever_signed_in(op: OpenIDProvider, client: Client) 
 
 def test_id_token_says_sub_and_no_more_of_the_person(op: OpenIDProvider, client: Client) -> None:
     claims = decode_jws(client.tokens()["id_token"])[1]
-    assert claims.keys() == {"iss", "sub", "aud", "exp", "iat", "auth_time", "at_hash", "nonce"}
+    of_the_token = {"iss", "sub", "aud", "exp", "iat", "at_hash", "nonce"}
+    assert claims.keys() == of_the_token | {"sid", "auth_time"}
     op.id_token_carries_claims = True
     assert decode_jws(client.tokens()["id_token"])[1]["email"] == op.person["email"]
 

@@ -3,23 +3,40 @@
 from urllib.parse import urljoin, urlsplit
 
 import requests
+from django.test import Client
+from requests.cookies import RequestsCookieJar
 
-from tests.browser import Browser, Callback
+from tests.browser import Browser, Callback, Fields, read_form
 
-MOST_REDIRECTS = 10
+MOST_STEPS = 12
 
 
 class FollowingBrowser(Browser):
-    """It follows the OP's redirects until one leaves the OP."""
+    """It follows the OP's redirects, and submits its forms, until one leaves the OP.
+
+    op_cookies: what the OP knows this browser by; a session there lasts from visit to visit.
+    """
+
+    def __init__(self, client: Client | None = None, *, verify: bool | str = True) -> None:
+        super().__init__(client, verify=verify)
+        self.op_cookies = RequestsCookieJar()
 
     def visit_op(self, authorization_url: str) -> Callback:
         url, op = authorization_url, urlsplit(authorization_url).netloc
+        fields: Fields | None = None
         with requests.Session() as session:
-            session.trust_env = False
-            for _ in range(MOST_REDIRECTS):
-                answer = session.get(url, allow_redirects=False, timeout=10, verify=self.verify)
-                assert answer.is_redirect, (answer.status_code, answer.text)
-                url = urljoin(url, answer.headers["Location"])
+            session.trust_env, session.cookies = False, self.op_cookies
+            for _ in range(MOST_STEPS):
+                method = "GET" if fields is None else "POST"
+                answer = session.request(
+                    method, url, data=fields, allow_redirects=False, timeout=10, verify=self.verify
+                )
+                if answer.is_redirect:
+                    url, fields = urljoin(url, answer.headers["Location"]), None
+                else:
+                    form = read_form(answer.text)
+                    assert form.method == "post", (answer.status_code, answer.text)
+                    url, fields = urljoin(url, form.action), form.fields
                 if urlsplit(url).netloc != op:
-                    return Callback(url)
-        raise AssertionError(f"more than {MOST_REDIRECTS} redirects of the OP")
+                    return Callback(url, fields)
+        raise AssertionError(f"more than {MOST_STEPS} steps at the OP")

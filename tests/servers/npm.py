@@ -1,6 +1,7 @@
 """The certified OpenID Provider `oidc-provider` from npm: tests/op_npm/op.mjs in Node.js.
 
 It rotates refresh tokens at every use and knows no overlap: one that comes twice costs the family.
+Who signs out there is signed out on the back channel, and the acr MFA is to be had for the asking.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ INSTALLED = CHECKOUT / ".test" / "op_npm"
 LOCK = "package-lock.json"
 OLDEST_NODE = 20
 REDIRECT_URIS = ("http://testserver/oidc/op/callback/",)
+POST_LOGOUT_REDIRECT_URIS = ("http://testserver/oidc/logged-out/",)
+NOBODY_LISTENS = "http://127.0.0.1:9/"
+MFA = "urn:test:mfa"
+"""The one acr that it supports; its amr is ["pwd", "otp"], else ["pwd"]."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class NpmOP:
 
     def control(self, **settings: float) -> dict[str, int]:
         """Set `token_delay` (seconds), if given; return what came to pass since the start:
-        token_calls, refreshes, refused, families_lost, revocations."""
+        token_calls, refreshes, refused, families_lost, revocations, logouts,
+        backchannel_logouts, backchannel_failures."""
         answer = self.session.get(f"{self.issuer}/control", params=settings, timeout=10)
         answer.raise_for_status()
         return dict(answer.json())
@@ -67,9 +73,16 @@ class NpmOP:
 
 
 def npm_op(
-    *, redirect_uris: Sequence[str] = REDIRECT_URIS, access_token_lifetime: int = 3600
+    *,
+    redirect_uris: Sequence[str] = REDIRECT_URIS,
+    post_logout_redirect_uris: Sequence[str] = POST_LOGOUT_REDIRECT_URIS,
+    backchannel_logout_uri: str = NOBODY_LISTENS,
+    access_token_lifetime: int = 3600,
 ) -> NpmOP:
-    """Start an OP of one's own; it ends with this process, or at stop()."""
+    """Start an OP of one's own; it ends with this process, or at stop().
+
+    backchannel_logout_uri: that of a site which runs; the OP waits 2.5 s for its answer.
+    """
     node = find_node()
     install()
     port, client_secret = free_port(), token_urlsafe()
@@ -78,6 +91,8 @@ def npm_op(
         "clientId": "oidc-rp",
         "clientSecret": client_secret,
         "redirectUris": list(redirect_uris),
+        "postLogoutRedirectUris": list(post_logout_redirect_uris),
+        "backchannelLogoutUri": backchannel_logout_uri,
         "accessTokenLifetime": access_token_lifetime,
     }
     ourselves = Account()
