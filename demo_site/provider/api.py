@@ -18,6 +18,7 @@ from oauth2_provider.oauth2_backends import get_oauthlib_core
 from oauthlib.common import Request as OAuthRequest
 
 from demo_site.installation import CALENDAR
+from demo_site.provider.models import Login
 from demo_site.provider.validator import DemoValidator
 
 APPOINTMENTS = [  # days from today, time, what
@@ -114,5 +115,6 @@ def id_token_instead(request: HttpRequest, token: Any) -> HttpResponse:
 def _id_token(token: Any) -> str:
     request = OAuthRequest(CALENDAR)
     request.user, request.client, request.scopes = token.user, token.application, ["openid"]
+    request.login = Login.objects.get(id_tokens__access_token=token)
     claims = {"aud": token.application.client_id, "iat": int(timezone.now().timestamp())}
     return str(DemoValidator().finalize_id_token(claims, {}, None, request))
