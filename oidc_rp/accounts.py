@@ -5,8 +5,8 @@ twice: by a hook or an option of its own, and by an account that passes every co
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from django.db import DataError, IntegrityError, models, router, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
-from .conf import Provider
+from .conf import Provider, providers
 from .errors import LoginRefused
 from .models import Identity
 from .relying_party import Login
@@ -89,27 +89,108 @@ def account_for(login: Login, hooks: AccountHooks, local_user: Any = None) -> Ac
     Raises LoginRefused "account.<why>".
     """
     claims = verified_claims(login)
-    try:
+    with _refusing():
         _check_claims(claims, hooks)
         identity, linked = Identity.objects.find(claims["iss"], claims["sub"]), False
         if identity is None:
             identity, linked = _new_identity(claims, hooks, local_user)
-        user: Any = identity.user
+        user = _up_to_date(identity, claims, hooks, new=linked)
+    return Account(user, identity, linked)
+
+
+def link(login: Login, hooks: AccountHooks, user: Any) -> Account:
+    """Return the account of `user`, who asked for it, with the identity that signed in (M38).
+
+    The user's own fields and groups stay as they are. An identity of somebody else is not moved:
+    raises LoginRefused "account.linked_elsewhere", and "account.<why>".
+    """
+    claims = verified_claims(login)
+    with _refusing():
+        _check_claims(claims, hooks)
         _check_active(user)
-        if not linked or claims.provider.groups_claim:
-            with _atomic():
-                _note_login(identity, claims)  # first, so that SQLite waits here for its lock
-                if not linked:
-                    user = _updated(user, claims, hooks)
-                _apply_groups(user, claims)
-        _check_active(user)  # a hook or a claim may have changed that
+        identity, linked = Identity.objects.find(claims["iss"], claims["sub"]), False
+        if identity is None:
+            identity, linked = _made(claims, lambda: user)
+        if identity.user_id != user.pk:
+            raise LoginRefused("account.linked_elsewhere", "the identity is somebody else's")
+        if not linked:
+            _note_login(identity, claims)
+    return Account(user, identity, linked)
+
+
+def renewed(
+    identity: Identity, provider: Provider, told: Mapping[str, Any], hooks: AccountHooks
+) -> None:
+    """Bring the account of a session that goes on up to what the OP says now.
+
+    told: the claims of UserInfo, or of a refreshed ID Token, after every check; what they do not
+    name is as it was. Raises LoginRefused "account.<why>".
+    """
+    claims = dict(identity.claims)
+    for name in ("email", "phone_number"):  # an old word does not vouch for a new value
+        if told.get(name) not in (None, claims.get(name)):
+            claims.pop(f"{name}_verified", None)
+    claims |= {k: v for k, v in told.items() if v is not None and k not in _PROTOCOL_CLAIMS}
+    known = _readable(claims | {"iss": identity.iss, "sub": identity.sub}, provider)
+    with _refusing():
+        _check_claims(known, hooks)
+        _up_to_date(identity, known, hooks, new=False, at=identity.last_login_at)
+
+
+def unlink(identity: Identity) -> bool:
+    """Delete an identity, with its sessions and grants, unless it is its user's last way in.
+
+    Returns whether it is gone. Two at once lock nobody out: they wait for one another.
+    """
+    with _atomic():
+        theirs = Identity.objects.filter(user=identity.user_id).order_by("pk")
+        locked = list(theirs.select_for_update().values_list("pk", flat=True))
+        if identity.pk in locked and not may_unlink(identity):
+            return False
+        identity.delete()
+    return True
+
+
+def may_unlink(identity: Identity) -> bool:
+    """Whether its user has another way in: a password, or an identity at a provider we know."""
+    if identity.user.has_usable_password():
+        return True
+    others = Identity.objects.filter(user=identity.user_id).exclude(pk=identity.pk)
+    return others.filter(provider__in=[*providers()]).exists()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What a hook, a model or the database refuses is a refusal of ours."""
+    try:
+        yield
     except (SuspiciousOperation, PermissionDenied) as error:
         raise LoginRefused("account.hook", "a hook of this site refused") from error
     except _NOT_STORED as error:
         raise LoginRefused("account.collision", "these details cannot be stored") from error
     except ObjectDoesNotExist as error:
         raise LoginRefused("account.unknown", "the user was deleted meanwhile") from error
-    return Account(user, identity, linked)
+
+
+def _up_to_date(
+    identity: Identity,
+    claims: VerifiedClaims,
+    hooks: AccountHooks,
+    *,
+    new: bool,
+    at: datetime | None = None,
+) -> Any:
+    """Have account and identity say what the claims do; at: of the last login, if not now."""
+    user: Any = identity.user
+    _check_active(user)
+    if not new or claims.provider.groups_claim:
+        with _atomic():
+            _note_login(identity, claims, at)  # first, so that SQLite waits here for its lock
+            if not new:
+                user = _updated(user, claims, hooks)
+            _apply_groups(user, claims)
+    _check_active(user)  # a hook or a claim may have changed that
+    return user
 
 
 def _atomic() -> AbstractContextManager[None]:
@@ -125,11 +206,15 @@ def verified_claims(login: Login) -> VerifiedClaims:
         if signed.get(name) not in (None, claims.get(name)):
             claims.pop(f"{name}_verified", None)
     claims |= {k: v for k, v in login.id_token.claims.items() if v is not None}
+    return _readable(claims, login.provider)
+
+
+def _readable(claims: Mapping[str, Any], provider: Provider) -> VerifiedClaims:
     claims = {k: v for k, v in claims.items() if v is not None and k not in _TRANSIENT_CLAIMS}
     for name in _BOOLEAN_CLAIMS:
         if isinstance(claims.get(name), str):
             claims[name] = _BOOLEANS.get(claims[name].lower(), claims[name])
-    return VerifiedClaims(claims, login.provider)
+    return VerifiedClaims(claims, provider)
 
 
 def user_fields(claims: VerifiedClaims) -> dict[str, Any]:
@@ -266,12 +351,16 @@ def _new_identity(
     if user is None and not claims.provider.create_users:
         about = hooks.describe_user_by_claims(claims)
         raise LoginRefused("account.unknown", f"no user for {about}")
+    return _made(claims, lambda: user or hooks.create_user(claims))
+
+
+def _made(claims: VerifiedClaims, user_for_it: Callable[[], Any]) -> tuple[Identity, bool]:
+    """Make the identity, and its user if need be, or neither."""
     try:
         with _atomic():
+            user = user_for_it()
             if user is None:
-                user = hooks.create_user(claims)
-                if user is None:
-                    raise LoginRefused("account.hook", "create_user of this site made nobody")
+                raise LoginRefused("account.hook", "create_user of this site made nobody")
             identity = Identity.objects.create(
                 user=user,
                 provider=claims.provider.slug,
@@ -336,9 +425,9 @@ def _linkable(users: Sequence[Any], claims: VerifiedClaims) -> Any:
     return user
 
 
-def _note_login(identity: Identity, claims: VerifiedClaims) -> None:
+def _note_login(identity: Identity, claims: VerifiedClaims, at: datetime | None = None) -> None:
     """Note claims and time, unless an operator has unlinked the identity at this very moment."""
-    identity.claims, identity.last_login_at = dict(claims), timezone.now()
+    identity.claims, identity.last_login_at = dict(claims), at or timezone.now()
     identity.provider = claims.provider.slug
     noted = {name: getattr(identity, name) for name in ("claims", "last_login_at", "provider")}
     if not Identity.objects.filter(pk=identity.pk).update(**noted):

@@ -31,11 +31,13 @@ from .errors import (
     LoginRequired,
     OIDCError,
     OriginNotAllowed,
+    StepUpRequired,
     TemporarilyUnavailable,
 )
 from .grants import Owner, Target
 from .login_urls import MAX_ADDED_SCOPE, login_url, way_back
-from .protocol.bearer import origin_of, read_challenges
+from .protocol.authentication import ANYHOW, StepUp
+from .protocol.bearer import Challenge, origin_of, read_challenges
 from .protocol.metadata import url_is_allowed
 from .protocol.tokens import AccessToken
 from .refresh import UsableToken, ausable_token, usable_token
@@ -134,13 +136,16 @@ class Caller:
     def refused(self, status: int, www_authenticate: Iterable[str], token: UsableToken) -> bool:
         """Whether this answer says that `token` is good no more, which a renewal may mend.
 
-        Raises InsufficientScope when it says that the token never was good enough.
+        Raises InsufficientScope when it says that the token never was good enough, and
+        StepUpRequired when the person's authentication was not (RFC 9470 §3).
         """
         challenge = read_challenges(www_authenticate) if status in (401, 403) else None
         if challenge is None:
             return False
         if status == 403 and challenge.error == "insufficient_scope":
             raise self._insufficient(challenge.scopes, token)
+        if status == 401 and challenge.error == "insufficient_user_authentication":
+            raise self._step_up(challenge, token)
         return status == 401 and challenge.error == "invalid_token"
 
     # Whose token
@@ -211,15 +216,28 @@ class Caller:
         url = self._login_url(token.provider, asked) if helps else ""
         return InsufficientScope(missing, login_url=url)
 
+    def _step_up(self, challenge: Challenge, token: UsableToken) -> StepUpRequired:
+        """That login asks for what was granted as well: its tokens take the old ones' place."""
+        wanted = StepUp(challenge.max_age, tuple(challenge.acr_values.split()))
+        asked = tuple(dict.fromkeys((*self._granted_at_login(), *token.scope.split())))
+        scopes = asked if len(" ".join(asked)) <= MAX_ADDED_SCOPE else ()
+        message = "the API wants a more recent or a stronger authentication"
+        return StepUpRequired(
+            "api.step_up",
+            message,
+            step_up=wanted,
+            login_url=self._login_url(token.provider, scopes, wanted),
+        )
+
     def _granted_at_login(self) -> list[str]:
         """A token for one API of several has less."""
         return str(self._request.session[CURRENT]["scope"]).split() if self._request else []
 
-    def _login_url(self, slug: str, scopes: Collection[str] = ()) -> str:
+    def _login_url(self, slug: str, scopes: Collection[str] = (), step_up: StepUp = ANYHOW) -> str:
         next_url = way_back(self._request) if self._request else ""
         user = self._request.user if self._request else self._user
         user_pk = getattr(user, "pk", None)
-        return login_url(slug, next_url=next_url, scopes=scopes, user_pk=user_pk)
+        return login_url(slug, next_url=next_url, scopes=scopes, step_up=step_up, user_pk=user_pk)
 
 
 _KEPT = "_oidc_rp_tokens"
@@ -422,7 +440,7 @@ class _Bearing:
         challenges = [response.headers.get("WWW-Authenticate", "")]
         try:
             return self.caller.refused(response.status_code, challenges, self.token)
-        except InsufficientScope:
+        except (InsufficientScope, StepUpRequired):
             response.close()
             raise
 

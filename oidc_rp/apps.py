@@ -10,7 +10,7 @@ class OIDCRelyingPartyConfig(AppConfig):
     def ready(self) -> None:
         from django.contrib.auth.signals import user_logged_in, user_logged_out
         from django.core.signals import request_finished
-        from django.db.models.signals import post_save, pre_delete
+        from django.db.models.signals import post_delete, post_save, pre_delete
 
         from . import checks, closing, refresh, revocation, sessions  # noqa: F401 - checks registers them
 
@@ -21,6 +21,8 @@ class OIDCRelyingPartyConfig(AppConfig):
             closing.forget_user
         )  # by no sender: a proxy of the user model is one, too
         pre_delete.connect(closing.forget_grant, sender="oidc_rp.Grant")
+        pre_delete.connect(closing.forget_identity, sender="oidc_rp.Identity")
+        post_delete.connect(closing.tell_unlinked, sender="oidc_rp.Identity")
         post_save.connect(revocation.soon, sender="oidc_rp.PendingRevocation")
         request_finished.connect(refresh.store_waiting)
 

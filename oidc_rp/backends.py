@@ -10,7 +10,7 @@ from django.db import models
 from django.http import HttpRequest
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
-from . import accounts
+from . import accounts, sessions
 from .errors import InvalidResponse, LoginRefused
 from .relying_party import Login, relying_party
 from .sessions import PendingLogin, signed_in_locally
@@ -75,9 +75,19 @@ class OIDCBackend(OIDCAuthenticationBackend):  # type: ignore[misc]  # the packa
         ):
             raise InvalidResponse("state.provider", "the login was started elsewhere")
         login = party.finish_login(oidc.parameters, oidc.response_mode, asked)
-        account = accounts.account_for(login, self, _local_user(request, pending))
+        account = self._account(request, login, pending)
         account.user.oidc_sign_in = SignIn(login, account)  # type: ignore[attr-defined]
         return account.user
+
+    def _account(
+        self, request: HttpRequest, login: Login, pending: PendingLogin
+    ) -> accounts.Account:
+        """The account that this login is for, by what it was started for."""
+        if pending.purpose == sessions.LINK:
+            return accounts.link(login, self, _linker(request, pending))
+        if pending.purpose in (sessions.RENEW, sessions.STEP_UP):
+            _check_same_person(request, login)
+        return accounts.account_for(login, self, _local_user(request, pending))
 
     # Django's own again: the parent's would let somebody go on who is no longer active (M38).
     get_user = ModelBackend.get_user
@@ -119,6 +129,23 @@ class OIDCBackend(OIDCAuthenticationBackend):  # type: ignore[misc]  # the packa
     def describe_user_by_claims(self, claims: Any) -> str:
         """Words for the log."""
         return f"sub {claims['sub']!r} of {claims['iss']!r}"
+
+
+def _check_same_person(request: HttpRequest, login: Login) -> None:
+    """A session that goes on is that of the person who began it."""
+    current = sessions.current_login(request)
+    if current is None:
+        raise LoginRefused("session.ended", "nobody is signed in any more")
+    if (current.iss, current.sub) != (login.id_token.iss, login.id_token.sub):
+        raise LoginRefused("session.other_person", "somebody else signed in at the OP")
+
+
+def _linker(request: HttpRequest, pending: PendingLogin) -> Any:
+    """Who asked for the link, and is still signed in here (M38)."""
+    user = request.user
+    if not user.is_authenticated or pending.linker != str(user.pk):
+        raise LoginRefused("account.link", "whoever asked for the link is not signed in any more")
+    return user
 
 
 def _local_user(request: HttpRequest, pending: PendingLogin) -> Any:

@@ -40,6 +40,8 @@ _SESSION = "django.contrib.sessions.middleware.SessionMiddleware"
 _AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 _PER_PROCESS_CACHES = ("locmem.LocMemCache", "dummy.DummyCache")
 _RENEWAL = "oidc_rp.middleware.TokenRenewal"
+_SESSION_RENEWAL = "oidc_rp.middleware.SessionRenewal"
+_SESSION_REFRESH = "mozilla_django_oidc.middleware.SessionRefresh"
 _INEQUALITY = "TIMEOUT of the OP < REFRESH_WAIT < WORKER_TIMEOUT, in seconds."
 _NEW_KEY = "`manage.py oidc_generate_key` prints a key for it."
 
@@ -315,6 +317,28 @@ def _middleware_messages() -> Iterator[CheckMessage]:
         name = path.rpartition(".")[2]
         if not _has_middleware(path):
             yield Error(f"MIDDLEWARE lacks {name}.", hint=f"Add {path!r}.", id="oidc_rp.E016")
+    yield from _session_renewal_messages()
+
+
+def _session_renewal_messages() -> Iterator[CheckMessage]:
+    """What works with SessionRenewal only, where that is missing or stands too early."""
+    if _SESSION_REFRESH in settings.MIDDLEWARE:
+        hint = f"Put {_SESSION_RENEWAL!r} in its place, and set SESSION_RENEWAL."
+        yield Caution("MIDDLEWARE has SessionRefresh.", hint=hint, id="oidc_rp.W008")
+    hint = f"Add {_SESSION_RENEWAL!r} to MIDDLEWARE, behind {_AUTHENTICATION!r}."
+    if _has_middleware(_SESSION_RENEWAL):
+        order = [
+            path for path in settings.MIDDLEWARE if path in (_AUTHENTICATION, _SESSION_RENEWAL)
+        ]
+        if order == [_SESSION_RENEWAL, _AUTHENTICATION]:
+            message = "SessionRenewal stands before AuthenticationMiddleware."
+            yield Error(message, hint=hint, id="oidc_rp.E022")
+        return
+    if settings.SESSION_ENGINE.endswith(".signed_cookies"):
+        message = "Sessions live in cookies, and nothing refuses those that have ended."
+        yield Error(message, hint=hint, id="oidc_rp.E022")
+    if any(p.session_renewal is not None for p, _mistakes in _written_providers() if p is not None):
+        yield Error("SESSION_RENEWAL is set, and nothing does it.", hint=hint, id="oidc_rp.E022")
 
 
 def _has_middleware(path: str) -> bool:

@@ -1,21 +1,33 @@
-"""The end of a grant (T18): logout, another login, unlinking, a user who is no longer active.
+"""The end of a grant and of a browser session (T18): logout, another login, unlinking, a user who
+is no longer active.
 
-The grant is closed first and the OP told after commit: whoever is refreshing it comes too late, and
-an OP that is down keeps nobody signed in (M56, M60).
+What ends is closed first and the OP told after commit: whoever is refreshing a grant comes too
+late, and an OP that is down keeps nobody signed in (M56, M58, M60).
 """
 
 import logging
+import time
+from collections.abc import Collection, Sequence
+from concurrent.futures import wait as wait_for
+from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.db import DatabaseError, InterfaceError
+from django.db import DatabaseError, InterfaceError, models, transaction
 
-from . import conf, grants, signals
-from .models import Grant, Identity
+from . import conf, grants, revocation, session_index, session_store, signals
+from .errors import TemporarilyUnavailable
+from .models import DatabaseClock, Grant, Identity
+from .own_connection import caller_may_roll_back, detached, must_share, transaction_on
 from .protocol.tokens import RefreshToken
-from .sessions import grant_of
+from .sessions import began_at_an_op, grant_of, row_of
 
 logger = logging.getLogger("oidc_rp")
+
+_FAILURES = (DatabaseError, InterfaceError)
+
+
+# Grants
 
 
 def end(grant_id: str, reason: str, *, revoke: bool = True, actor: str = "") -> bool:
@@ -52,32 +64,157 @@ def end_session_grant(
     return end(grant_id, reason, revoke=revoke, actor=actor)
 
 
+def tell_closed(grant: Any, reason: str, code: str, actor: str = "") -> None:
+    """Say that a grant is closed: in its timeline, and to whoever listens."""
+    grants.note(grant, "closed", reason, actor)
+    told = {"identity": grant.identity, "grant": grant, "reason": reason}
+    signals.send_after_commit(signals.grant_closed, Identity, **told)
+
+
+# Browser sessions
+
+
+def end_sessions(
+    which: "models.QuerySet[Any, Any]", reason: str, *, revoke: bool = True, actor: str = ""
+) -> int:
+    """End these rows of the index, their stored sessions, and what was granted to them alone.
+
+    which: of session_index.rows(). From the first statement on none of them is good for another
+    request; each table takes one statement, however many they are. Returns how many have ended now.
+    """
+    with transaction_on(grants.database()):
+        ended = which.filter(ended_at=None).update(ended_at=DatabaseClock())
+    rows = list(which.exclude(ended_at=None))
+    if ended:
+        grants.note_all([(row.identity_id, None) for row in rows], "session_ended", reason, actor)
+    _end_bound([row.grant_id for row in rows if row.grant_id], reason, revoke, actor)
+    _forget_stored([(row.pk, row.session_key) for row in rows])
+    return ended
+
+
+def _end_bound(grant_ids: Collection[str], reason: str, revoke: bool, actor: str) -> None:
+    """Close what sessions leave behind; what somebody holds is left to oidc_prune."""
+    try:
+        closed = grants.close_many(grant_ids, reason, revoke=revoke) if grant_ids else []
+    except _FAILURES:
+        logger.exception("%d sessions have ended, and their grants have not", len(grant_ids))
+        return
+    if closed and revoke:
+        revocation.soon()
+    grants.note_all([(grant.identity_id, grant.pk) for grant in closed], "closed", reason, actor)
+    for grant in closed:
+        told = {"identity": grant.identity, "grant": grant, "reason": reason}
+        signals.send_after_commit(signals.grant_closed, Identity, **told)
+
+
+def end_beside(which: "models.QuerySet[Any, Any]", reason: str) -> None:
+    """End these sessions on a connection of our own, for a caller who waits a moment only: what a
+    request of the same person holds is waited for two seconds, and not much longer altogether.
+
+    Raises TemporarilyUnavailable when that does not do; the work goes on.
+    """
+    if must_share(grants.database()):
+        end_sessions(which, reason, actor="OP")
+        return
+    ended = detached(lambda: end_sessions(which, reason, actor="OP"))
+    if not wait_for([ended], _ANSWER_WITHIN).done:
+        raise TemporarilyUnavailable("logout.busy", "not done yet", retry_after=5.0)
+    ended.result()
+
+
+_ANSWER_WITHIN = 8.0
+
+
+def _forget_stored(ended: Sequence[tuple[str, str]]) -> None:
+    """Delete stored sessions, then their rows; ended: ids and session keys.
+
+    After commit, where there is a transaction of the caller's. What another request holds, or a
+    server that is down, is tried again beside the request, and then by oidc_prune: the row says
+    that it has ended.
+    """
+    alias = grants.database()
+    if caller_may_roll_back(alias):
+        transaction.on_commit(partial(_delete, ended), using=alias, robust=True)
+    else:
+        _delete(ended)
+
+
+def _delete(ended: Sequence[tuple[str, str]]) -> None:
+    if _deleted(ended) or must_share(grants.database()):
+        return
+
+    def try_again() -> None:
+        until, pause = time.monotonic() + _TRY_FOR, 0.2
+        while time.monotonic() < until and not _deleted(ended):
+            time.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+    detached(try_again)
+
+
+_TRY_FOR = 60.0
+
+
+def _deleted(ended: Sequence[tuple[str, str]]) -> bool:
+    try:
+        session_store.delete([key for _, key in ended])
+        session_index.rows().filter(pk__in=[pk for pk, _ in ended]).delete()
+    except Exception:  # each session engine has its own kinds
+        logger.exception("%d sessions have ended, and are not deleted yet", len(ended))
+        return False
+    return True
+
+
+# Receivers
+
+
 def forget_session(request: Any, **_: Any) -> None:
-    """End this session's own grant; a receiver of user_logged_out, and of a local user_logged_in.
+    """End what belongs to this session alone; a receiver of user_logged_out.
 
     A database that fails keeps nobody signed in (M56); oidc_prune closes the grant then.
     """
     if not hasattr(request, "session"):
         return
+    session = request.session
     try:
-        end_session_grant(grant_of(request.session), grants.LOGOUT)
-    except (DatabaseError, InterfaceError):
-        logger.exception("the grant of a session that ends was not closed")
+        if began_at_an_op(session) and (key := session_store.key_of(session)):
+            session_index.mark(session_index.of_key(key))
+        session_index.remove(row_of(session))
+        end_session_grant(grant_of(session), grants.LOGOUT)
+    except _FAILURES:
+        logger.exception("a session ends, and what belongs to it does not")
 
 
 def forget_replaced_session(request: Any, user: Any, **_: Any) -> None:
-    """End this session's grant when its user signs in anew by other means than an OP."""
+    """End what belongs to this session when its user signs in anew by other means than an OP."""
     if not hasattr(user, "oidc_sign_in"):
         forget_session(request)
 
 
 def forget_user(instance: Any, created: bool, **_: Any) -> None:
-    """End every grant of a user who is no longer active; a receiver of the user's post_save."""
+    """End every session and grant of a user who is no longer active; a receiver of post_save."""
     if not isinstance(instance, get_user_model()) or created or instance.is_active:
         return
+    its = session_index.rows().filter(identity__user=instance)
+    if its.exists():
+        end_sessions(its, grants.DEACTIVATED)
     rows = Grant.objects.using(grants.database()).filter(status=Grant.OPEN)
     for grant_id in rows.filter(identity__user=instance).values_list("pk", flat=True):
         end(grant_id, grants.DEACTIVATED)
+
+
+def forget_identity(instance: Identity, **_: Any) -> None:
+    """Delete the stored sessions of an identity that is unlinked; a receiver of its pre_delete,
+    which comes also when its user is deleted. The rows go with it."""
+    keys = session_index.rows().filter(identity=instance).values_list("session_key", flat=True)
+    _forget_stored([("", key) for key in keys])
+
+
+def tell_unlinked(instance: Identity, origin: Any = None, **_: Any) -> None:
+    """Say that an identity is unlinked; a receiver of its post_delete. origin: what was deleted."""
+    if getattr(origin, "model", type(origin)) is Identity:
+        told = {"user": instance.user, "identity": instance}
+        signals.send_after_commit(signals.identity_unlinked, Identity, **told)
 
 
 def forget_grant(instance: Any, **_: Any) -> None:
@@ -88,10 +225,3 @@ def forget_grant(instance: Any, **_: Any) -> None:
     token = grants.opened(grant) if grant is not None and grant.status == Grant.OPEN else None
     if token is not None:
         grants.pend_revocation(grant, token, grants.UNLINKED)
-
-
-def tell_closed(grant: Any, reason: str, code: str, actor: str = "") -> None:
-    """Say that a grant is closed: in its timeline, and to whoever listens."""
-    grants.note(grant, "closed", reason, actor)
-    told = {"identity": grant.identity, "grant": grant, "reason": reason}
-    signals.send_after_commit(signals.grant_closed, Identity, **told)

@@ -27,13 +27,14 @@ from .errors import ConfigurationError, InvalidJOSE, InvalidResponse
 from .protocol import jose
 from .protocol.authentication import PROTECTED_PARAMETERS
 from .protocol.bearer import origin_of
-from .protocol.metadata import TENANT, read_provider_metadata, url_is_allowed
+from .protocol.logout import END_SESSION, STANDARD
+from .protocol.metadata import TENANT, issuers_of, read_provider_metadata, url_is_allowed
 from .protocol.token_endpoint import AUTH_METHODS
 from .protocol.tokens import ClientSecret, PrivateKey
 
 logger = logging.getLogger("oidc_rp")
 
-RESERVED_SLUGS = frozenset({"login", "logout", "identities"})
+RESERVED_SLUGS = frozenset({"login", "logout", "logged-out", "identities"})
 MAX_SLUG_LENGTH = 50
 
 
@@ -230,6 +231,12 @@ class Provider:
     redirect_uris: tuple[str, ...] = _option(
         _names, "A list; the first is sent, instead of the URL built from the request's host.", ()
     )
+    post_logout_redirect_uris: tuple[str, ...] = _option(
+        _names,
+        "Where the OP sends the browser after a logout: a list; the first is sent, instead of the "
+        "URL built from the request's host.",
+        (),
+    )
     response_mode: str = _option(
         _one_of("query", "form_post"), "How the OP sends the browser back.", "query"
     )
@@ -282,6 +289,29 @@ class Provider:
         _seconds(60, 3650 * 86400),
         "Seconds after which the OP forgets a refresh token that nobody used.",
         14 * 86400.0,
+    )
+    end_session: str = _option(
+        _one_of(*END_SESSION),
+        "How a logout goes on at the OP: `standard` (RP-Initiated Logout, where its metadata names "
+        "an end_session_endpoint), `auth0`, `cognito`, or `local`: not at all.",
+        STANDARD,
+    )
+    logout_ends_offline_access: bool = _option(
+        _flag,
+        "A logout also ends what was granted for times when the person is away, and revokes it.",
+        False,
+    )
+    session_renewal: float | None = _option(
+        _seconds(1, 3650 * 86400),
+        "Seconds after which the OP has to vouch for a session again; needs the middleware "
+        "`SessionRenewal`.",
+        None,
+    )
+    session_renewal_failed: str = _option(
+        _one_of("sign_out", "ask"),
+        "What becomes of a session that the OP vouches for no more: it ends (`sign_out`), or goes "
+        "on and asks (`ask`).",
+        "sign_out",
     )
     userinfo: bool = _option(_flag, "Ask the UserInfo endpoint for claims at each sign-in.", True)
     timeout: float = _option(_seconds(1, 60), "Seconds for one call to the OP, in all.", 10.0)
@@ -342,9 +372,7 @@ class Provider:
 
     def issuers(self) -> tuple[str, ...]:
         """Every `iss` that may come back: one, or one for each tenant."""
-        if TENANT not in self.issuer:
-            return (self.issuer,)
-        return tuple(self.issuer.replace(TENANT, tenant) for tenant in sorted(self.tenants))
+        return issuers_of(self.issuer, self.tenants)
 
 
 OPTIONS: dict[str, Field[Any]] = {
@@ -354,7 +382,7 @@ OPTIONS: dict[str, Field[Any]] = {
 
 OWN_OPTIONS = frozenset(
     "ISSUER CLIENT_ID CLIENT_SECRET PRIVATE_KEY LABEL METADATA REDIRECT_URIS TENANTS "
-    "API_ORIGINS".split()
+    "POST_LOGOUT_REDIRECT_URIS API_ORIGINS".split()
 )
 """What each provider says for itself; any other option may stand at the top, for all of them."""
 
@@ -419,10 +447,11 @@ def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
         hint = "Our checks rest on these; their values come from other options."
         names = ", ".join(sorted(wrong))
         yield Mistake("E014", f"{where}['AUTHORIZATION_PARAMS'] cannot set {names}.", hint)
-    for uri in provider.redirect_uris:
-        if not url_is_allowed(uri, loopback_http=True):
-            hint = "An absolute https URL, as registered at the OP."
-            yield Mistake("E004", f"{where}['REDIRECT_URIS'] has {uri!r}.", hint)
+    for name in ("REDIRECT_URIS", "POST_LOGOUT_REDIRECT_URIS"):
+        for uri in getattr(provider, name.lower()):
+            if not url_is_allowed(uri, loopback_http=True):
+                hint = "An absolute https URL, as registered at the OP."
+                yield Mistake("E004", f"{where}[{name!r}] has {uri!r}.", hint)
     for origin in {origin for origins in provider.api_origins.values() for origin in origins}:
         if not url_is_allowed(origin, loopback_http=provider.allow_loopback_http):
             hint = "Access tokens travel over https only."

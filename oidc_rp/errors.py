@@ -9,6 +9,7 @@
     │   └── InvalidIdToken      an ID Token that fails a check of Core §3.1.3.7; .claim names it
     ├── LoginRefused          all is well formed, our policy says no
     ├── LoginRequired         no token can be had until the person signs in again; .login_url
+    │   └── StepUpRequired      ... and more recently, or more strongly, than they did; .step_up
     ├── TemporarilyUnavailable  nothing is lost, only later: after .retry_after seconds
     ├── OriginNotAllowed      a token would go where no token of this provider may go: the developer
     ├── InsufficientScope     an API asks for more than was granted; .scopes, .login_url
@@ -116,6 +117,17 @@ class LoginRequired(OIDCError):
     def __init__(self, code: str, message: str = "", *, login_url: str = "") -> None:
         self.login_url = login_url
         super().__init__(code, message)
+
+
+class StepUpRequired(LoginRequired):
+    """A view or an API wants a more recent or a stronger authentication (RFC 9470 §3).
+
+    step_up: what is wanted, a protocol.authentication.StepUp.
+    """
+
+    def __init__(self, code: str, message: str = "", *, step_up: Any, login_url: str = "") -> None:
+        self.step_up = step_up
+        super().__init__(code, message, login_url=login_url)
 
 
 class TemporarilyUnavailable(OIDCError):

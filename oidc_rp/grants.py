@@ -7,12 +7,13 @@ learned under an older one changes nothing (docs/refresh.md).
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
+from secrets import token_hex
 from typing import Any, NamedTuple, cast
 
 from django.contrib.auth import get_user_model
@@ -52,6 +53,9 @@ SEAL_BROKEN = "seal_broken"
 SUPERSEDED = "superseded"
 NARROWER = "narrower"
 LOGOUT = "logout"
+BACKCHANNEL_LOGOUT = "backchannel_logout"
+FRONTCHANNEL_LOGOUT = "frontchannel_logout"
+NOT_RENEWED = "not_renewed"
 DEACTIVATED = "deactivated"
 UNLINKED = "unlinked"
 EXPIRED = "expired"
@@ -435,6 +439,46 @@ def close(grant: Any, reason: str, *, revoke: bool, keep_access: bool = False) -
     return bool(closed)
 
 
+def close_many(ids: Collection[str], reason: str, *, revoke: bool) -> list[Any]:
+    """End those of these grants that are open and belong to a browser session, whoever may be
+    refreshing them; return them as they were. One statement for each table, however many.
+
+    revoke: tell the OP, afterwards, where that ends nothing but the grant itself.
+    """
+    marker, rows = f"closing:{token_hex(8)}", Grant.objects.using(database())
+    with transaction_on(database()):
+        # First of all, so that nobody changes these rows while they are read.
+        taken = rows.filter(pk__in=ids, durable=False, status=Grant.OPEN).update(
+            status=Grant.CLOSED,
+            generation=F("generation") + 1,
+            **{**_AT_REST, "lease_owner": marker},
+            close_reason=reason,
+            closed_at=DatabaseClock(),
+            idle_until=None,
+        )
+        if not taken:
+            return []
+        closed: list[Any] = list(rows.filter(lease_owner=marker).select_related("identity"))
+        for grant in closed:
+            grant.generation -= 1  # what its token is sealed for
+        if revoke:
+            _pend_revocations(closed, reason)
+        StoredAccessToken.objects.using(database()).filter(grant__in=closed).delete()
+        rows.filter(lease_owner=marker).update(lease_owner="", refresh_token="", key_id="")
+    return closed
+
+
+def _pend_revocations(closed: list[Any], reason: str) -> None:
+    providers = conf.providers()
+    pending = [
+        _pending_revocation(grant, token, reason)
+        for grant in closed
+        if grant.provider in providers and revokes_superseded(providers[grant.provider])
+        if (token := opened(grant)) is not None
+    ]
+    PendingRevocation.objects.using(database()).bulk_create(pending)
+
+
 def opened(grant: Grant) -> RefreshToken | None:
     """The refresh token, or None where there is none, or none that opens."""
     try:
@@ -468,6 +512,14 @@ def pend_revocation(
     grant: Grant, token: RefreshToken | AccessToken, reason: str
 ) -> PendingRevocation:
     """Note a token that the OP is to revoke, in the transaction that gives it up."""
+    revocation = _pending_revocation(grant, token, reason)
+    revocation.save(using=database(), force_insert=True)
+    return revocation
+
+
+def _pending_revocation(
+    grant: Grant, token: RefreshToken | AccessToken, reason: str
+) -> PendingRevocation:
     revocation = PendingRevocation(
         provider=grant.provider,
         client_id=grant.client_id,
@@ -478,7 +530,6 @@ def pend_revocation(
     )
     revocation.token = key_ring().seal(token.reveal(), revocation.context())
     revocation.key_id = key_id(revocation.token)
-    revocation.save(using=database(), force_insert=True)
     return revocation
 
 
@@ -504,7 +555,7 @@ def _kept(login: Login, identity: Identity) -> Grant | None:
     if not conf.token_keys():
         logger.error("TOKEN_KEYS is empty: the tokens of provider %s are lost", provider.slug)
         return None
-    if not provider.offline and "offline_access" not in tokens.scope.split():
+    if not is_offline(login):
         return _new_grant(login, identity, None)
     slot = sha256(f"{identity.pk}:{provider.client_id}".encode()).hexdigest()
     for attempt in range(ATTEMPTS):
@@ -516,6 +567,11 @@ def _kept(login: Login, identity: Identity) -> Grant | None:
                 return _new_grant(login, identity, slot if tokens.refresh_token else None)
     logger.error("the tokens of a login are lost: its grant changes all the time")
     return None
+
+
+def is_offline(login: Login) -> bool:
+    """Whether its grant outlives the browser session (Core §11)."""
+    return login.provider.offline or "offline_access" in login.tokens.scope.split()
 
 
 def _new_grant(login: Login, identity: Identity, slot: str | None) -> Grant:
@@ -618,25 +674,32 @@ def _idle_lifetime(login: Login) -> timedelta:
 
 def note(grant: Any, name: str, code: str = "", actor: str = "") -> None:
     """Add to the timeline, after the fact and outside its transaction; a failure breaks nothing."""
-    logger.info(
-        "grant %s: %s %s",
-        grant.pk,
-        name,
-        code,
-        extra={"event": name, "code": code, "grant": grant.pk},
-    )
-    try:
-        with transaction_on(database()):
-            Event.objects.using(database()).create(
-                identity_id=grant.identity_id,
-                grant_id=grant.pk,
+    note_all([(grant.identity_id, grant.pk)], name, code, actor)
+
+
+def note_all(
+    whose: Iterable[tuple[Any, str | None]], name: str, code: str = "", actor: str = ""
+) -> None:
+    """Add the same to several timelines, in one statement. whose: keys of identity and grant."""
+    events = []
+    for identity, grant in whose:
+        extra = {"event": name, "code": code, "grant": grant, "identity": identity}
+        logger.info("identity %s, grant %s: %s %s", identity, grant, name, code, extra=extra)
+        events.append(
+            Event(
+                identity_id=identity,
+                grant_id=grant,
                 at=DatabaseClock(),
                 name=name,
                 code=code[:100],
                 actor=actor or worker(),
             )
+        )
+    try:
+        with transaction_on(database()):
+            Event.objects.using(database()).bulk_create(events)
     except (DatabaseError, InterfaceError):
-        logger.exception("grant %s: %s could not be noted", grant.pk, name)
+        logger.exception("%s could not be noted", name)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,6 @@
-"""Around the views that call APIs: a good token before, a login instead of an error after."""
+"""Around the views: a session that the OP still vouches for, a good token for those that call APIs,
+and a login instead of an error.
+"""
 
 import logging
 import math
@@ -7,26 +9,112 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.contrib.auth import logout as auth_logout
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.utils.deprecation import MiddlewareMixin
 
-from . import conf
+from . import conf, renewal, session_index
 from .api import Caller
-from .errors import LoginRequired, OIDCError, TemporarilyUnavailable
-from .login_urls import accepts_html, by_script, is_page_visit, login_url, way_back
+from .errors import LoginRequired, OIDCError, StepUpRequired, TemporarilyUnavailable
+from .login_urls import (
+    accepts_html,
+    answer_with_login,
+    by_script,
+    is_page_visit,
+    is_prefetch,
+    login_url,
+    way_back,
+)
 from .refusals import explanation
-from .sessions import current_login
+from .relying_party import relying_party
+from .sessions import RENEW, current_login, row_of
+from .step_up import answer_to_challenge
+from .visits import start_login
 
 logger = logging.getLogger("oidc_rp")
-
-LOGIN_URL_HEADER = "X-Login-URL"
 
 WAIT = 1.0
 """Seconds that a page waits for a token it may not need; the renewal goes on without it."""
 
 USELESS_AFTER = timedelta(seconds=30)
 """A login so short ago did not help, and the next one would not: the browser would go round."""
+
+
+_ROW = "_oidc_rp_session"
+
+
+class SessionRenewal(MiddlewareMixin):
+    """Stands right below AuthenticationMiddleware, and works in sync and async sites.
+
+    A session that has ended elsewhere is refused, whatever engine stores it. One that is older
+    than SESSION_RENEWAL is renewed: by its refresh token with no redirect, or by a login with
+    prompt=none where a page is visited; a script is told where the login is, and no form is ever
+    interrupted. Takes the place of mozilla-django-oidc's SessionRefresh.
+    """
+
+    def process_request(self, request: HttpRequest) -> None:
+        """Sign out whoever's session has ended, before anything asks who it is."""
+        if settings.SESSION_COOKIE_NAME not in request.COOKIES:
+            return
+        row_id = row_of(request.session)
+        if not row_id:
+            return
+        row = session_index.read(row_id)
+        if row is None or row.ended_at is not None:
+            auth_logout(request)
+            return
+        if row.now - row.last_seen_at > session_index.SEEN_EVERY:
+            session_index.note_seen(row)
+        setattr(request, _ROW, row)
+
+    def process_view(
+        self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
+    ) -> HttpResponse | None:
+        """Have the OP vouch for a session whose time has come."""
+        row, match = getattr(request, _ROW, None), request.resolver_match
+        if row is None or (match and _is_ours(match)) or not request.user.is_authenticated:
+            return None
+        try:
+            provider = conf.provider(row.provider)
+            if not renewal.is_due(row, provider):
+                return None
+            if renewal.has_refresh_token(row):
+                if renewal.begin(row):
+                    renewal.by_refresh_token(request, row, provider)
+                return None
+            return _ask_the_op(request, row, provider)
+        except OIDCError as error:
+            logger.warning("no renewal: %s", error.code, extra={"code": error.code})
+            return None
+
+    def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
+        """Keep the index true when a view has given the session another key, or password hash."""
+        row = getattr(request, _ROW, None)
+        if row is not None and row_of(request.session) == row.pk:
+            session_index.keep_true(row, request.session)
+        return response
+
+
+def _ask_the_op(request: HttpRequest, row: Any, provider: conf.Provider) -> HttpResponse | None:
+    """A login with prompt=none, for a page: nothing else can be interrupted by a redirect."""
+    if request.method != "GET" or is_prefetch(request):
+        return None
+    if by_script(request):
+        url = login_url(provider.slug, next_url=way_back(request))
+        return _not_stored(answer_with_login(request, url))
+    if not is_page_visit(request) or not renewal.begin(row):
+        return None
+    hint = session_index.id_token_of(row)
+    asked = {"prompt": "none"} | ({"id_token_hint": hint.reveal()} if hint else {})
+    party, here = relying_party(provider.slug), request.get_full_path()
+    response = start_login(request, party, here, purpose=RENEW, additional=asked)
+    return _not_stored(response)
+
+
+def _not_stored(response: HttpResponse) -> HttpResponse:
+    response["Cache-Control"] = "no-store"
+    return response
 
 
 class TokenRenewal(MiddlewareMixin):
@@ -54,7 +142,9 @@ class TokenRenewal(MiddlewareMixin):
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answer for a view that could have no token."""
-        if isinstance(exception, LoginRequired):
+        if isinstance(exception, StepUpRequired):
+            response = answer_to_challenge(request, exception)
+        elif isinstance(exception, LoginRequired):
             useless = _has_just_signed_in(request)
             response = (_no_use if useless else _to_login)(request, exception)
         elif isinstance(exception, TemporarilyUnavailable):
@@ -89,14 +179,7 @@ def _no_use(request: HttpRequest, error: LoginRequired) -> HttpResponse:
 
 def _to_login(request: HttpRequest, error: LoginRequired) -> HttpResponse:
     url = error.login_url or login_url("", next_url=way_back(request))
-    if url and is_page_visit(request):
-        return HttpResponseRedirect(url)
-    response = JsonResponse({"error": "login_required", "login_url": url}, status=401)
-    if url:
-        response[LOGIN_URL_HEADER] = url
-    if url and "HX-Request" in request.headers:
-        response["HX-Redirect"] = url  # htmx leaves the page for it, whatever the status
-    return response
+    return answer_with_login(request, url)
 
 
 def _later(request: HttpRequest, error: TemporarilyUnavailable) -> HttpResponse:

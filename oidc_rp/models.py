@@ -1,4 +1,5 @@
-"""Who is linked by (iss, sub), and the tokens that are kept for them, sealed; knows no HTTP."""
+"""Who is linked by (iss, sub), where they are signed in, and the tokens that are kept for them,
+sealed; knows no HTTP."""
 
 from datetime import datetime, timedelta
 from datetime import timezone as tz
@@ -229,6 +230,85 @@ class StoredAccessToken(models.Model):
         """Where this access token is sealed to."""
         identity, table = self.grant.identity, self._meta.db_table
         return Context(table, "access_token", self.pk, identity.iss, identity.sub, self.generation)
+
+
+class Session(models.Model):
+    """One browser session of an identity: what a logout finds, and "where am I signed in" shows.
+
+    Its id stands in the data of Django's session; a session whose row is gone, or has ended, is
+    good for nothing. session_key: Django's, "" where the session lives in its cookie. auth_hash: a
+    digest of the user's session hash, another one once the password has changed. sid_digest: of
+    (iss, sid). renewed_at: when the OP last vouched for it; tried_at, failed_at: when it was asked
+    to, and would not. ended_at: it is over, and still to be deleted from the store.
+    """
+
+    id = _record_id()
+    identity = models.ForeignKey(
+        Identity, on_delete=models.CASCADE, related_name="sessions", verbose_name=_("identity")
+    )
+    grant = models.ForeignKey(
+        Grant, null=True, on_delete=models.SET_NULL, related_name="sessions", db_index=False
+    )
+    provider = models.SlugField(_("provider"), max_length=50, db_index=False)
+    sid = models.CharField(_("session (sid)"), max_length=255, default="")
+    sid_digest = models.CharField(max_length=64, null=True, editable=False)  # noqa: DJ001
+    session_key = models.CharField(max_length=255, default="", editable=False)
+    auth_hash = models.CharField(max_length=64, default="", editable=False)
+    auth_time = InstantField(_("authenticated"), null=True)
+    acr = models.TextField(default="")
+    amr = models.JSONField(default=list)
+    id_token = _sealed()
+    key_id = _key_id()
+    user_agent = models.TextField(default="")
+    created_at = InstantField(_("signed in"), default=timezone.now)
+    last_seen_at = InstantField(_("last seen"), default=timezone.now)
+    renewed_at = InstantField(default=timezone.now)
+    tried_at = InstantField(null=True, editable=False)
+    failed_at = InstantField(null=True, editable=False)
+    ended_at = InstantField(null=True, editable=False)
+
+    class Meta:
+        verbose_name = _("session")
+        verbose_name_plural = _("sessions")
+        # Not by db_index: PostgreSQL would add a second one, for LIKE, and write both each time.
+        indexes = [
+            models.Index(fields=["sid_digest"], name="oidc_rp_session_sid"),
+            models.Index(fields=["grant"], name="oidc_rp_session_grant"),
+            models.Index(fields=["last_seen_at"], name="oidc_rp_session_seen"),
+            models.Index(fields=["key_id", "id"], name="oidc_rp_session_key"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.provider} ({self.id})"
+
+    def context(self) -> Context:
+        """Where the ID Token of this session is sealed to."""
+        identity, table = self.identity, self._meta.db_table
+        return Context(table, "id_token", self.pk, identity.iss, identity.sub, 0)
+
+
+class LogoutMark(models.Model):
+    """Somebody, or one session, was logged out: so that no logout token is taken twice, and that a
+    login which was under way comes too late (M57, M60).
+
+    subject: a digest of what was logged out, see session_index.py. jti: a digest of the logout
+    token's (iss, jti), None for a logout of our own. done_at: when all its sessions had ended.
+    """
+
+    id = _record_id()
+    subject = models.CharField(max_length=64)
+    jti = models.CharField(max_length=64, null=True)  # noqa: DJ001
+    at = InstantField(default=timezone.now, db_index=True)
+    done_at = InstantField(null=True)
+
+    class Meta:
+        verbose_name = _("logout mark")
+        verbose_name_plural = _("logout marks")
+        constraints = [models.UniqueConstraint(fields=["jti"], name="oidc_rp_one_logout_token")]
+        indexes = [models.Index(fields=["subject"], name="oidc_rp_logout_subject")]
+
+    def __str__(self) -> str:
+        return f"{self.subject[:12]} ({self.id})"
 
 
 class PendingRevocation(models.Model):

@@ -21,10 +21,10 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from secrets import token_hex
@@ -35,7 +35,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.utils import timezone
 
-from . import circuit, closing, conf, grants, journal, signals
+from . import circuit, closing, conf, grants, journal, session_index, signals
 from .errors import (
     ConfigurationError,
     InvalidIdToken,
@@ -98,7 +98,8 @@ class UsableToken:
     """An access token that is good now.
 
     scope: as granted. provider: slug. fresh_until, good_until: moments of time.monotonic(), when
-    it is time to renew it, and when it can be used no more.
+    it is time to renew it, and when it can be used no more. claims: of the ID Token that came with
+    it in this very refresh, validated.
     """
 
     access_token: AccessToken
@@ -106,6 +107,7 @@ class UsableToken:
     provider: str
     fresh_until: float
     good_until: float
+    claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def fresh_for(self) -> float:
@@ -550,8 +552,8 @@ class Attempt:
         if tokens is None:
             self._without_access_token(answer.problem)
             return None
-        self._check_id_token(tokens)
-        return self._publish(tokens, lifetime, answer.problem)
+        claims = self._check_id_token(tokens)
+        return replace(self._publish(tokens, lifetime, answer.problem), claims=claims)
 
     def _publish(
         self, tokens: TokenResponse, lifetime: timedelta | None, problem: OIDCError | None
@@ -570,24 +572,28 @@ class Attempt:
         grants.pause(self.grant, timedelta(seconds=_pause(failures, None)), code, failures)
         grants.note(self.grant, "refresh_failed", code)
 
-    def _check_id_token(self, tokens: TokenResponse) -> None:
+    def _check_id_token(self, tokens: TokenResponse) -> Mapping[str, Any]:
         """T19: an invalid ID Token changes nothing, one about somebody else ends the grant."""
         identity = self.grant.identity
         if tokens.id_token is None:
-            return
+            return {}
         try:
             claims = self.party.validated_refreshed(
                 tokens.id_token, iss=identity.iss, sub=identity.sub, previous={}
             )
             check_at_hash(claims, tokens.access_token)
+            return claims.claims
         except InvalidIdToken as error:
             grants.note(self.grant, "id_token_refused", error.code)
             if error.claim in ("iss", "tid", "sub"):
                 closing.end(self.grant.pk, grants.SUBJECT_CHANGED)
+                theirs = session_index.rows().filter(identity=identity)
+                closing.end_sessions(theirs, grants.SUBJECT_CHANGED)
                 message = "the OP answered for somebody else"
                 raise LoginRequired(f"grant.{grants.SUBJECT_CHANGED}", message) from error
         except OIDCError as error:  # no keys to be had at the moment, for instance
             grants.note(self.grant, "id_token_refused", error.code)
+        return {}
 
     def _too_late(self, answer: RefreshResponse) -> None:
         """T6: another result is stored, and ours is dropped. T18: the grant is closed, and what
@@ -719,10 +725,11 @@ class Attempt:
             done.set()
 
 
-def renew_early(grant_id: str, generation: int) -> bool:
+def renew_early(grant_id: str, generation: int) -> UsableToken | bool:
     """Spend the refresh token of this generation, however long its access token is still good.
 
-    Returns False where somebody else has spent it, or is about to. Not for a transaction of the
+    Returns what that brought; True where it had waited in the journal; False where somebody else
+    has spent it, or is about to. Not for a transaction of the
     caller's. Raises LoginRequired when the grant has ended, TemporarilyUnavailable.
     """
     while (grant := grants.load(grant_id)) is not None and grant.generation == generation:
@@ -733,8 +740,8 @@ def renew_early(grant_id: str, generation: int) -> bool:
         attempt = Attempt(grant, ANY, _party(grant))
         if not attempt.claim(patient=True):
             return False
-        if attempt.run() is not None:
-            return True
+        if (renewed := attempt.run()) is not None:
+            return renewed
     if grant is not None and grant.status != Grant.OPEN:
         raise LoginRequired(f"grant.{grant.close_reason}", "the grant has ended")
     return False

@@ -62,11 +62,27 @@ EXPLANATIONS: dict[str, Explanation] = {
     "id_token.auth_time": Explanation(
         _("This site asks for a fresh sign-in."), _("Start again and enter your password.")
     ),
+    "id_token.amr": Explanation(
+        _("The sign-in was not as strong as this site asks for."),
+        _("Start again and use the stronger way to sign in, such as a second factor."),
+    ),
     "id_token.tid": Explanation(
         _("Your organisation may not sign in here."), _("Use an account of another organisation.")
     ),
     "userinfo": _FORGED,
     "logout_token": _FORGED,
+    "logout": _FORGED,
+    "initiate": _FORGED,
+    "identities": _FORGED,
+    "session": Explanation(_("You were signed out while this sign-in was under way."), _AGAIN),
+    "session.other_person": Explanation(
+        _("Somebody else is signed in at the sign-in service now."),
+        _("Sign out there, then start again."),
+    ),
+    "step_up": Explanation(
+        _("This page asks for a stronger or a more recent sign-in than there is."),
+        _("Sign out, then sign in again the stronger way."),
+    ),
     "token": _FORGED,
     "par": _FORGED,
     "discovery": _BUSY,
@@ -101,6 +117,14 @@ EXPLANATIONS: dict[str, Explanation] = {
         _("There is already an account with your e-mail address."),
         _("Sign in to it the way you did before, then come back here to link the two."),
     ),
+    "account.linked_elsewhere": Explanation(
+        _("That sign-in belongs to another account of this site, and stays there."),
+        _("Sign in with it to use that account, or choose another one to link."),
+    ),
+    "account.link": Explanation(
+        _("Whoever asked to link this sign-in is not signed in here any more."),
+        _("Sign in, then link it once more."),
+    ),
     "account.email_missing": Explanation(
         _("The sign-in service did not tell us your e-mail address."),
         _("Allow it to share your e-mail address, then start again."),
@@ -126,8 +150,7 @@ def refuse(
     request: HttpRequest, error: OIDCError, slug: str | None, next_url: str = ""
 ) -> HttpResponse:
     """Return the page that says no; log why, and tell login_failed."""
-    reference = secrets.token_hex(5)
-    _log(error, slug, reference)
+    reference = log_refusal(error, slug, "login")
     login_failed.send_robust(
         Identity, request=request, provider=slug, error=error, reference=reference
     )
@@ -152,12 +175,17 @@ def _retry_url(next_url: str) -> str:
     return f"{url}?{urlencode({REDIRECT_FIELD_NAME: next_url})}" if next_url else url
 
 
-def _log(error: OIDCError, slug: str | None, reference: str) -> None:
-    """One line, with what was expected and received as far as errors carry them: no secrets."""
+def log_refusal(error: OIDCError, slug: str | None, what: str) -> str:
+    """Say in one line what was refused, and return the reference that is also told outside.
+
+    What was expected and received is there as far as errors carry it: no secrets.
+    """
+    reference = secrets.token_hex(5)
     ours = isinstance(error, ConfigurationError) and error.code != "provider.unknown"
     logger.log(
         logging.ERROR if ours or isinstance(error, TransportError) else logging.WARNING,
-        "login refused code=%s provider=%s reference=%s expected=%s received=%s message=%s",
+        "%s refused code=%s provider=%s reference=%s expected=%s received=%s message=%s",
+        what,
         error.code,
         slug,
         reference,
@@ -172,6 +200,7 @@ def _log(error: OIDCError, slug: str | None, reference: str) -> None:
             "received": _short(error.received),
         },
     )
+    return reference
 
 
 def _short(value: object) -> str:

@@ -18,10 +18,13 @@ from .discovery import Published, published_keys, published_metadata
 from .errors import ConfigurationError, InvalidResponse, OIDCError, OPError, TransportError
 from .protocol import jose
 from .protocol.authentication import (
+    ANYHOW,
     PROTECTED_PARAMETERS,
     AuthenticationRequest,
+    StepUp,
     authentication_request,
     authorization_url,
+    essential_claims,
     read_authentication_response,
     read_pushed_response,
     request_parameters,
@@ -33,6 +36,12 @@ from .protocol.id_token import (
     check_aud,
     check_refreshed_id_token,
     validate_id_token,
+)
+from .protocol.logout import (
+    LogoutRequest,
+    LogoutTokenClaims,
+    logout_url,
+    validate_logout_token,
 )
 from .protocol.metadata import ProviderMetadata
 from .protocol.strict_json import json_object
@@ -86,14 +95,22 @@ class RelyingParty:
     # The login
 
     def begin_login(
-        self, redirect_uri: str, additional: Mapping[str, Any], more_scopes: Sequence[str] = ()
+        self,
+        redirect_uri: str,
+        additional: Mapping[str, Any],
+        more_scopes: Sequence[str] = (),
+        step_up: StepUp = ANYHOW,
     ) -> tuple[str, AuthenticationRequest]:
         """Return where to send the browser, and the request to keep until it comes back.
 
         additional: further parameters, e.g. prompt, login_hint, ui_locales, claims (a dict).
-        more_scopes: what this login asks for besides the provider's SCOPES.
+        more_scopes, step_up: what this login asks for besides what the settings do.
         """
         provider, metadata = self.provider, self.metadata()
+        ages = [age for age in (provider.default_max_age, step_up.max_age) if age is not None]
+        if step_up.acr_values or step_up.amr_values:
+            claims = essential_claims(additional.get("claims"), step_up)
+            additional = {**additional, "claims": claims}
         request = authentication_request(
             secrets.token_urlsafe,
             issuer=provider.issuer,
@@ -101,8 +118,9 @@ class RelyingParty:
             redirect_uri=redirect_uri,
             scope=" ".join(dict.fromkeys((*provider.scopes, *more_scopes))),
             response_mode=provider.response_mode,
-            max_age=provider.default_max_age,
-            acr_values=provider.default_acr_values,
+            max_age=min(ages, default=None),
+            acr_values=step_up.acr_values or provider.default_acr_values,
+            amr_values=step_up.amr_values,
         )
         parameters = request_parameters(request, _additional(additional))
         if (
@@ -137,11 +155,12 @@ class RelyingParty:
             nonce=request.nonce,
             max_age=request.max_age,
             acr_values=request.acr_values,
+            amr_values=request.amr_values,
         )
         check_at_hash(id_token, tokens.access_token)
         if parameters.get("iss", [id_token.iss])[0] != id_token.iss:  # one tenant for another
             raise InvalidResponse("response.iss", expected=id_token.iss)
-        userinfo = self._userinfo(tokens.access_token, id_token)
+        userinfo = self.userinfo(tokens.access_token, iss=id_token.iss, sub=id_token.sub)
         return Login(self.provider, id_token, userinfo, tokens)
 
     # What follows it
@@ -191,9 +210,7 @@ class RelyingParty:
         Raises InvalidIdToken; .claim "iss", "tid" or "sub" is somebody else, vouched for by the OP.
         """
         provider = self.provider
-        refreshed = self._validated(
-            id_token, issuer=provider.issuer, client_id=provider.client_id, nonce=None
-        )
+        refreshed = self._validated(id_token, issuer=provider.issuer, client_id=provider.client_id)
         known = {**refreshed.claims, **previous}
         aud = check_aud(known, provider.client_id, provider.trusted_audiences)
         original = refreshed._replace(iss=iss, sub=sub, aud=aud, claims=known)
@@ -215,6 +232,51 @@ class RelyingParty:
         with _told_by(answer):
             read_revocation_response(answer.status, _document_or_none(answer))
         return True
+
+    def logout_url(self, request: LogoutRequest) -> str | None:
+        """Return where to send the browser to end the OP's session too; None: nowhere."""
+        return logout_url(request, self.metadata(), self.provider.end_session)
+
+    def received_logout(self, logout_token: str) -> LogoutTokenClaims:
+        """Return whom a logout token signs out (Back-Channel Logout §2.6).
+
+        Raises InvalidResponse "logout_token.<claim>". That its `jti` is new is not checked here.
+        """
+        expected = self._expected(self.provider.issuer, self.provider.client_id)
+        return _with_keys(
+            self._key_sets(expected.algorithms),
+            lambda keys: validate_logout_token(logout_token, expected, keys(), self._clock()),
+        )
+
+    def userinfo(self, access_token: AccessToken, *, iss: str, sub: str) -> Mapping[str, Any]:
+        """Return the claims of the UserInfo endpoint about this very person (Core §5.3).
+
+        Empty where it is not to be asked. Raises TransportError, InvalidResponse.
+        """
+        provider, metadata = self.provider, self.metadata()
+        if not provider.userinfo or metadata.userinfo_endpoint is None:
+            return {}
+        answer = self._transport.get(
+            metadata.userinfo_endpoint, {"Authorization": f"Bearer {access_token.reveal()}"}
+        )
+        if answer.status != 200:
+            raise InvalidResponse("userinfo.status", expected=200, received=answer.status)
+        algorithms = self._algorithms(
+            provider.userinfo_signed_response_alg, metadata.userinfo_signing_alg_values_supported
+        )
+        return _with_keys(
+            self._key_sets(algorithms),
+            lambda keys: read_userinfo_response(
+                answer.body,
+                answer.content_type,
+                sub=sub,
+                iss=iss,
+                client_id=provider.client_id,
+                keys=keys,
+                algorithms=algorithms,
+                must_be_signed=provider.userinfo_signed_response_alg is not None,
+            ),
+        )
 
     # The steps
 
@@ -271,59 +333,28 @@ class RelyingParty:
         )
 
     def _validated(
-        self,
-        id_token: IdToken,
-        *,
-        issuer: str,
-        client_id: str,
-        nonce: str | None,
-        max_age: int | None = None,
-        acr_values: tuple[str, ...] = (),
+        self, id_token: IdToken, *, issuer: str, client_id: str, **asked: Any
     ) -> IdTokenClaims:
+        """asked: nonce, max_age, acr_values, amr_values, as far as they were."""
+        expected = self._expected(issuer, client_id, **asked)
+        return _with_keys(
+            self._key_sets(expected.algorithms),
+            lambda keys: validate_id_token(id_token, expected, keys(), self._clock()),
+        )
+
+    def _expected(self, issuer: str, client_id: str, **asked: Any) -> ExpectedIdToken:
         provider = self.provider
-        expected = ExpectedIdToken(
+        return ExpectedIdToken(
             issuer=issuer,
             client_id=client_id,
             algorithms=self._algorithms(
                 provider.id_token_signed_response_alg,
                 self.metadata().id_token_signing_alg_values_supported,
             ),
-            nonce=nonce,
             leeway=provider.login_leeway,
             trusted_audiences=provider.trusted_audiences,
-            max_age=max_age,
-            acr_values=acr_values,
             tenants=provider.tenants,
-        )
-        return _with_keys(
-            self._key_sets(expected.algorithms),
-            lambda keys: validate_id_token(id_token, expected, keys(), self._clock()),
-        )
-
-    def _userinfo(self, access_token: AccessToken, id_token: IdTokenClaims) -> Mapping[str, Any]:
-        provider, metadata = self.provider, self.metadata()
-        if not provider.userinfo or metadata.userinfo_endpoint is None:
-            return {}
-        answer = self._transport.get(
-            metadata.userinfo_endpoint, {"Authorization": f"Bearer {access_token.reveal()}"}
-        )
-        if answer.status != 200:
-            raise InvalidResponse("userinfo.status", expected=200, received=answer.status)
-        algorithms = self._algorithms(
-            provider.userinfo_signed_response_alg, metadata.userinfo_signing_alg_values_supported
-        )
-        return _with_keys(
-            self._key_sets(algorithms),
-            lambda keys: read_userinfo_response(
-                answer.body,
-                answer.content_type,
-                sub=id_token.sub,
-                iss=id_token.iss,
-                client_id=provider.client_id,
-                keys=keys,
-                algorithms=algorithms,
-                must_be_signed=provider.userinfo_signed_response_alg is not None,
-            ),
+            **{"nonce": None, **asked},
         )
 
     # Keys

@@ -8,7 +8,7 @@ from django.db import connections, models, transaction
 from django.db.models import F, Value
 
 from .errors import SealError
-from .models import Grant, PendingRevocation, StoredAccessToken
+from .models import Grant, PendingRevocation, Session, StoredAccessToken
 from .sealing import Context, KeyRing
 
 
@@ -47,6 +47,7 @@ COLUMNS = (
         "grant__identity__sub",
         F("generation"),
     ),
+    Column(Session, "id_token", "identity__iss", "identity__sub", Value(0)),
     Column(PendingRevocation, "token", "iss", "sub", Value(0)),
 )
 

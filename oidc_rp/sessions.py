@@ -6,9 +6,11 @@ cookie of the browser that asked (M4 to M6). After: who is signed in through whi
 
 import logging
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
+from hmac import compare_digest
 from json import dumps
+from secrets import token_urlsafe
 from typing import Any
 
 from django.contrib.sessions.backends import signed_cookies
@@ -19,9 +21,10 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
+from . import session_store
 from .errors import InvalidResponse
 from .grants import Owner
-from .protocol.authentication import AuthenticationRequest
+from .protocol.authentication import ANYHOW, AuthenticationRequest, StepUp
 from .relying_party import Login
 
 logger = logging.getLogger("oidc_rp")
@@ -29,9 +32,15 @@ logger = logging.getLogger("oidc_rp")
 PENDING = "oidc_rp_pending"
 CURRENT = "oidc_rp_login"
 LOCAL = "oidc_rp_local_login"
+NOTICE = "oidc_rp_notice"
+LOGGED_OUT = "oidc_rp_logged_out"
 MAX_PENDING = 7
 MAX_SIZE = 3000
 """Characters of all pending logins as JSON: with signed_cookies they share 4 kB with the rest."""
+SIGN_IN, LINK, RENEW, STEP_UP = "", "link", "renew", "step_up"
+"""What a login is for: to sign in, to link an identity to whoever is signed in, to have the OP
+vouch for a session again, or to authenticate more recently or more strongly."""
+
 LIFETIME = 600
 """Seconds from the start of a login to its callback."""
 MAX_USED_HERE = 1000
@@ -45,6 +54,8 @@ class PendingLogin:
 
     created_at: seconds since the epoch. next_url: checked when it was stored, and again at use.
     linker: the key of the user who started it by a form of ours; only to that one may it link.
+    purpose: SIGN_IN, LINK, RENEW or STEP_UP. session_key: Django's, when the response came; it is
+    not stored.
     """
 
     provider: str
@@ -52,6 +63,8 @@ class PendingLogin:
     next_url: str
     created_at: float
     linker: str = ""
+    purpose: str = SIGN_IN
+    session_key: str = field(repr=False, default="")
 
 
 def remember(session: SessionBase, pending: PendingLogin) -> None:
@@ -70,6 +83,7 @@ def take(request: HttpRequest, state: str) -> PendingLogin:
     It is gone from the stored session when this returns, and no second request goes on with it.
     Raises InvalidResponse "state.unknown", "state.used" or "state.expired".
     """
+    session_key = session_store.key_of(request.session)
     pending = _popped(request.session, state)
     if pending is None:
         raise InvalidResponse("state.unknown", "no login of this browser has this state")
@@ -78,7 +92,7 @@ def take(request: HttpRequest, state: str) -> PendingLogin:
         raise InvalidResponse("state.used", "this response was already used")
     if not 0 <= timezone.now().timestamp() - pending.created_at <= LIFETIME:
         raise InvalidResponse("state.expired", expected=f"within {LIFETIME} s")
-    return pending
+    return replace(pending, session_key=session_key)
 
 
 def _popped(session: SessionBase, state: str) -> PendingLogin | None:
@@ -109,18 +123,20 @@ def _stored(pending: PendingLogin) -> dict[str, Any]:
         "next": pending.next_url,
         "created_at": pending.created_at,
         "linker": pending.linker,
-    }
+    } | ({"purpose": pending.purpose} if pending.purpose else {})
 
 
 def _loaded(state: str, stored: dict[str, Any]) -> PendingLogin:
     given = dict(stored["request"])
-    given["acr_values"] = tuple(given.get("acr_values", ()))
+    for name in ("acr_values", "amr_values"):
+        given[name] = tuple(given.get(name, ()))
     return PendingLogin(
         provider=stored["provider"],
         request=AuthenticationRequest(**given, state=state),
         next_url=stored["next"],
         created_at=float(stored["created_at"]),
         linker=stored["linker"],
+        purpose=stored.get("purpose", SIGN_IN),
     )
 
 
@@ -172,11 +188,13 @@ def _first_use_anywhere(state: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CurrentLogin:
-    """How this browser session signed in. No token is in it; `grant` is the id of what keeps them.
+    """How this browser session signed in. No token is in it; `grant` is the id of what keeps them,
+    `session` that of its row in the index of sessions.
 
     scope: as granted to the access token. expires_at: of the access token, aware, or None.
     auth_time: when the person last authenticated at the OP, aware, or None.
     at: when this session signed in here, aware; None in a session older than this field.
+    asked: what that login was asked for besides a plain sign-in.
     """
 
     provider: str
@@ -189,6 +207,8 @@ class CurrentLogin:
     amr: tuple[str, ...]
     grant: str = ""
     at: datetime | None = None
+    session: str = ""
+    asked: StepUp = ANYHOW
 
 
 def note_local_login(request: Any, user: Any, **_: Any) -> None:
@@ -220,8 +240,17 @@ def clear_for(request: HttpRequest, user: Any, *, keep_anonymous: bool) -> None:
         session.cycle_key()  # Django's login() does it for everybody else
 
 
-def store_login(session: SessionBase, login: Login, grant: str = "") -> None:
-    """Note in the session, after its key has changed, how it signed in; grant: the id, if any."""
+def store_login(
+    session: SessionBase,
+    login: Login,
+    grant: str = "",
+    row: str = "",
+    request: AuthenticationRequest | None = None,
+) -> None:
+    """Note in the session, after its key has changed, how it signed in.
+
+    grant: the id, if any. row: the id of its row in the index of sessions. request: what was asked.
+    """
     claims = login.id_token.claims
     acr, amr = claims.get("acr"), claims.get("amr")
     expires_at = login.tokens.expires_at
@@ -236,6 +265,8 @@ def store_login(session: SessionBase, login: Login, grant: str = "") -> None:
         "amr": [*filter(_is_short, amr)][:MAX_AMR] if isinstance(amr, list) else [],
         "grant": grant,
         "at": timezone.now().timestamp(),
+        "session": row,
+        "asked": [request.max_age, request.acr_values, request.amr_values] if request else [],
     }
 
 
@@ -254,7 +285,13 @@ def current_login(request: HttpRequest) -> CurrentLogin | None:
         expires_at=_moment(stored["expires_at"]),
         auth_time=_moment(stored["auth_time"]),
         at=_moment(stored.get("at")),
+        asked=_asked(stored.get("asked")),
     )
+
+
+def _asked(stored: Any) -> StepUp:
+    max_age, acr, amr = stored or (None, (), ())
+    return StepUp(max_age, tuple(acr), tuple(amr))
 
 
 def _moment(seconds: float | None) -> datetime | None:
@@ -263,10 +300,56 @@ def _moment(seconds: float | None) -> datetime | None:
     return datetime.fromtimestamp(seconds, tz=timezone.get_fixed_timezone(0))
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The ids of what belongs to a session: its grant, its row in the index; "" for none."""
+
+    grant: str
+    row: str
+
+
+def held_by(session: SessionBase) -> Held:
+    """What belongs to this session."""
+    return Held(grant_of(session), row_of(session))
+
+
 def grant_of(session: SessionBase) -> str:
     """The id of the grant that this session holds, or an empty text."""
     stored = session.get(CURRENT)
     return str(stored.get("grant", "")) if isinstance(stored, dict) else ""
+
+
+def row_of(session: SessionBase) -> str:
+    """The id of this session's row in the index of sessions, or an empty text."""
+    stored = session.get(CURRENT)
+    return str(stored.get("session", "")) if isinstance(stored, dict) else ""
+
+
+def expect_return(session: SessionBase, next_url: str) -> str:
+    """Remember, in the session of somebody who has just signed out, where to go when the OP has
+    done its part; return the `state` that comes back (RP-Initiated Logout §2)."""
+    state = token_urlsafe(24)
+    session[LOGGED_OUT] = {"state": state, "next": next_url, "at": timezone.now().timestamp()}
+    return state
+
+
+def take_return(session: SessionBase, state: str) -> str | None:
+    """Where to go after the logout of this state; None for one that is not this browser's."""
+    stored = session.pop(LOGGED_OUT, None)
+    if not isinstance(stored, dict) or not compare_digest(state.encode(), stored["state"].encode()):
+        return None
+    age = timezone.now().timestamp() - float(stored["at"])
+    return str(stored["next"]) if 0 <= age <= LIFETIME else None
+
+
+def leave_notice(session: SessionBase, notice: str) -> None:
+    """Have the next page of ours tell something, once."""
+    session[NOTICE] = notice
+
+
+def began_at_an_op(session: SessionBase) -> bool:
+    """Whether a login at an OP has begun in this session, or ended in it."""
+    return PENDING in session or CURRENT in session
 
 
 def owner_of(request: HttpRequest) -> Owner | None:

@@ -16,6 +16,10 @@ signed_in = Signal()
 identity_linked = Signal()
 """An identity now belongs to a user, new or known: request, user, identity."""
 
+identity_unlinked = Signal()
+"""An identity belongs to nobody any more: user, identity. Sent whoever unlinked it, an operator in
+the admin as well, and not when the user was deleted with it."""
+
 tokens_refreshed = Signal()
 """New tokens are stored: identity, grant. Sent from the thread that refreshed them."""
 

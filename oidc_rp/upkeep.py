@@ -17,9 +17,9 @@ from django.db import InterfaceError, OperationalError, connections, models, res
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce
 
-from . import circuit, closing, conf, grants, refresh, revocation
+from . import circuit, closing, conf, grants, refresh, revocation, session_index, session_store
 from .errors import LoginRequired, OIDCError
-from .models import DatabaseClock, Event, Grant, ProviderCircuit, StoredAccessToken
+from .models import DatabaseClock, Event, Grant, LogoutMark, ProviderCircuit, StoredAccessToken
 from .own_connection import detached, must_share
 from .protocol.token_endpoint import MAX_LIFETIME
 
@@ -183,6 +183,7 @@ class Pruned:
     access_tokens: int = 0
     events: int = 0
     circuits: int = 0
+    sessions: int = 0
 
 
 def prune(
@@ -190,15 +191,16 @@ def prune(
 ) -> Pruned:
     """Close the grants that nobody can use any more; delete what is closed, expired or old.
 
-    Closed are those of users who are not active, and those of browser sessions that must be over:
-    not refreshed for SESSION_COOKIE_AGE. Their refresh tokens are revoked at the OP.
+    Closed are those of users who are not active, and those of browser sessions that are over: gone
+    from the index, or not refreshed for SESSION_COOKIE_AGE. Their refresh tokens are revoked at the
+    OP. Sessions that are over without having told so go out of the index first.
     closed_for: how long a closed grant stays to be looked at. events_for: how long the timeline is.
     """
     return _outside_transactions(lambda: _prune(closed_for, events_for))
 
 
 def _prune(closed_for: timedelta, events_for: timedelta) -> Pruned:
-    done = Pruned()
+    done = Pruned(sessions=_prune_sessions())
     for reason, rows in _useless().items():
         for number, grant_id in enumerate(_ids(rows), 1):
             end = closing.end if reason == grants.DEACTIVATED else closing.end_session_grant
@@ -208,10 +210,37 @@ def _prune(closed_for: timedelta, events_for: timedelta) -> Pruned:
     done.grants = _delete_closed(closed_for)
     done.access_tokens = _delete(_expired_access_tokens())
     done.events = _delete(_rows(Event).filter(at__lt=DatabaseClock(-events_for)))
+    _delete(_rows(LogoutMark).filter(at__lt=_long_ago()))
     done.circuits = _delete(_rows(ProviderCircuit).filter(not_before__lt=_long_ago()))
     while revocation.work_off():
         pass
     return done
+
+
+def _prune_sessions() -> int:
+    """End the rows of sessions that Django has no more, and whatever could not be ended before."""
+    rows = session_index.rows()
+    ended = _end_pages(rows.exclude(ended_at=None))
+    unseen = rows.filter(ended_at=None, last_seen_at__lt=_long_ago())
+    if session_store.lives_in_cookie():
+        age = timedelta(seconds=settings.SESSION_COOKIE_AGE)
+        return ended + _end_pages(unseen.filter(last_seen_at__lt=DatabaseClock(-age)))
+    for page in _pages(unseen):
+        keys = dict(rows.filter(pk__in=page).values_list("pk", "session_key"))
+        alive = session_store.alive(keys.values())
+        gone = [pk for pk, key in keys.items() if key not in alive]
+        closing.end_sessions(rows.filter(pk__in=gone), grants.EXPIRED, actor="oidc_prune")
+        ended += len(gone)
+    return ended
+
+
+def _end_pages(rows: "models.QuerySet[Any, Any]") -> int:
+    ended = 0
+    for page in _pages(rows):
+        these = session_index.rows().filter(pk__in=page)
+        closing.end_sessions(these, grants.EXPIRED, actor="oidc_prune")
+        ended += len(page)
+    return ended
 
 
 def _useless() -> dict[str, "models.QuerySet[Any, Any]"]:
@@ -224,6 +253,7 @@ def _useless() -> dict[str, "models.QuerySet[Any, Any]"]:
         grants.EXPIRED: rows.filter(durable=False)
         .alias(used_at=used_at)
         .filter(used_at__lt=DatabaseClock(-age)),
+        grants.LOGOUT: rows.filter(durable=False, sessions=None, created_at__lt=_long_ago()),
     }
 
 

@@ -1,85 +1,65 @@
-"""Log in, callback, log out: request in, response out (Core §3.1.2).
+"""Log in and come back: request in, response out (Core §3.1.2 and §4).
 
-The walk of a callback: take the pending login, authenticate, start the session, redirect.
+The walk of a callback: take the pending login, authenticate, finish what it was for, redirect.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from traceback import clear_frames
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth import REDIRECT_FIELD_NAME, authenticate
+from django.contrib.auth import authenticate
 from django.contrib.auth import login as auth_login
 from django.contrib.auth import logout as auth_logout
-from django.contrib.auth.decorators import login_not_required
-from django.core.exceptions import BadRequest, SuspiciousOperation
-from django.db import transaction
-from django.http import (
-    HttpRequest,
-    HttpResponse,
-    HttpResponseRedirect,
-    QueryDict,
-    UnreadablePostError,
-)
-from django.http.multipartparser import MultiPartParserError
-from django.http.response import HttpResponseBase
-from django.shortcuts import render, resolve_url
-from django.urls import reverse
-from django.utils import timezone
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import render
 from django.utils.decorators import method_decorator
-from django.utils.encoding import iri_to_uri
-from django.utils.http import url_has_allowed_host_and_scheme
-from django.utils.translation import get_language
-from django.views.decorators.cache import never_cache
+from django.utils.http import urlencode
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.generic import View
 from mozilla_django_oidc.views import (
     OIDCAuthenticationCallbackView,
     OIDCAuthenticationRequestView,
-    OIDCLogoutView,
 )
 
-from . import closing, conf, grants, sessions, signals
+from . import closing, conf, grants, renewal, session_index, sessions, signals
 from .backends import CallbackResponse, SignIn
-from .errors import ConfigurationError, InvalidResponse, OIDCError
-from .login_urls import SCOPES_FIELD_NAME, added_scopes
+from .errors import ConfigurationError, InvalidResponse, LoginRefused, OIDCError
+from .login_urls import SCOPES_FIELD_NAME, STEP_UP_FIELD_NAME, added_scopes, asked_step_up
 from .models import Identity
-from .refusals import refuse
-from .relying_party import RelyingParty, relying_party
+from .protocol.authentication import ANYHOW
+from .relying_party import relying_party
+from .sessions import PendingLogin
+from .visits import (
+    LANDED,
+    RefusingView,
+    after_login,
+    forget_failure,
+    forget_parameters,
+    landing,
+    next_url_of,
+    parameters_of,
+    public,
+    redirect_uri,
+    safe_url,
+    start_login,
+)
 
-MAX_NEXT_LENGTH = 1024
-LANDED = "oidc_rp_landed"
-
-_public: list[Any] = [never_cache, login_not_required, transaction.non_atomic_requests]
-
-
-class RefusingView(View):
-    """Turns every OIDCError into the refusal page; nothing else is caught."""
-
-    next_url = ""  # of the pending login, once it is taken
-
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        try:
-            return super().dispatch(request, *args, **kwargs)
-        except OIDCError as error:
-            _forget_failure(error)
-            next_url = self.next_url or _next_url(request)
-            return refuse(request, error, kwargs.get("slug"), next_url)
+MAX_LOGIN_HINT = 255
 
 
-@method_decorator(_public, name="dispatch")
+@method_decorator(public, name="dispatch")
 class LoginChooserView(RefusingView):
     """A button for each provider. Works as LOGIN_URL."""
 
     http_method_names = ["get", "head"]
 
     def get(self, request: HttpRequest) -> HttpResponse:
-        context = {"next": _next_url(request)}
+        context = {"next": next_url_of(request)}
         return render(request, "oidc_rp/login_chooser.html", context)
 
 
-@method_decorator([*_public, csrf_protect], name="dispatch")
+@method_decorator([*public, csrf_protect], name="dispatch")
 class LoginView(RefusingView, OIDCAuthenticationRequestView):  # type: ignore[misc]
     """Start a login. By GET it signs in; only one started by POST may link accounts (M11)."""
 
@@ -99,29 +79,49 @@ class LoginView(RefusingView, OIDCAuthenticationRequestView):  # type: ignore[mi
         return {}
 
     def _start(self, request: HttpRequest, slug: str, *, by_post: bool) -> HttpResponse:
-        party = relying_party(slug)
-        signed_scopes = _parameters(request).get(SCOPES_FIELD_NAME, "")
-        more_scopes = added_scopes(slug, signed_scopes, request.user.pk) if signed_scopes else ()
-        additional = {
-            "ui_locales": _ui_locales(party),
-            **party.provider.authorization_params,
-            **self.get_extra_params(request),
-        }
-        url, asked = party.begin_login(
-            _redirect_uri(request, party.provider), additional, more_scopes
-        )
-        pending = sessions.PendingLogin(
-            provider=slug,
-            request=asked,
-            next_url=_next_url(request),
-            created_at=timezone.now().timestamp(),
+        party, signed = relying_party(slug), parameters_of(request)
+        wishes = [signed.get(name, "") for name in (SCOPES_FIELD_NAME, STEP_UP_FIELD_NAME)]
+        user_pk = request.user.pk if any(wishes) else None
+        more_scopes = added_scopes(slug, wishes[0], user_pk)
+        step_up = asked_step_up(slug, wishes[1], user_pk)
+        of_whom_is_here = step_up != ANYHOW and sessions.current_login(request) is not None
+        return start_login(
+            request,
+            party,
+            next_url_of(request),
             linker=str(request.user.pk or "") if by_post else "",
+            purpose=sessions.STEP_UP if of_whom_is_here else sessions.SIGN_IN,
+            additional=self.get_extra_params(request),
+            more_scopes=more_scopes,
+            step_up=step_up,
         )
-        sessions.remember(request.session, pending)
-        return HttpResponseRedirect(url)
 
 
-@method_decorator([*_public, csrf_exempt], name="dispatch")  # `state` guards it (RFC 6749 §10.12)
+@method_decorator([*public, csrf_exempt], name="dispatch")  # it only starts a login, as a link does
+class InitiateView(RefusingView):
+    """A login that the OP, or another site, asks for (Core §4). Nothing in it is believed but what
+    is checked here, and it can link nobody (M11)."""
+
+    http_method_names = ["get", "post"]
+
+    def get(self, request: HttpRequest, slug: str) -> HttpResponse:
+        party, asked = relying_party(slug), _initiation(request, conf.provider(slug))
+        strict = str(settings.SESSION_COOKIE_SAMESITE or "").lower() == "strict"
+        if strict and not _has_session(request) and LANDED not in request.GET:
+            return landing(request, [*asked.items()])
+        hint = {"login_hint": asked["login_hint"]} if "login_hint" in asked else {}
+        return start_login(request, party, asked.get("target_link_uri", ""), additional=hint)
+
+    def post(self, request: HttpRequest, slug: str) -> HttpResponse:
+        """Come again by GET: SameSite keeps our cookie from a form of another site, and whoever is
+        signed in here would lose that session to the new one."""
+        asked = _initiation(request, conf.provider(slug))
+        response = HttpResponseRedirect(f"{request.path}?{urlencode(asked)}")
+        response.status_code = 303
+        return response
+
+
+@method_decorator([*public, csrf_exempt], name="dispatch")  # `state` guards it (RFC 6749 §10.12)
 class CallbackView(RefusingView, OIDCAuthenticationCallbackView):  # type: ignore[misc]
     """Where the OP sends the browser back to: by GET, or by POST with form_post."""
 
@@ -137,46 +137,21 @@ class CallbackView(RefusingView, OIDCAuthenticationCallbackView):  # type: ignor
         provider = conf.provider(slug)
         received = _take_parameters(request)
         if _lost_its_cookie(request, provider, response_mode, received):
-            return _landing(request, received)
+            return landing(request, received.fields())
         pending = sessions.take(request, _state(request, received))
         self.next_url = pending.next_url
-        redirect_uri = _redirect_uri(request, provider)
-        user = authenticate(
-            request,
-            oidc=CallbackResponse(slug, redirect_uri, response_mode, received.parameters, pending),
-        )
-        if not isinstance(getattr(user, "oidc_sign_in", None), SignIn):
-            raise ConfigurationError("configuration.backend", "no OIDCBackend answered first")
-        _sign_in(request, user)
-        return HttpResponseRedirect(
-            _safe_url(request, pending.next_url) or resolve_url(settings.LOGIN_REDIRECT_URL)
-        )
-
-
-@method_decorator([*_public, csrf_protect], name="dispatch")
-class LogoutView(RefusingView, OIDCLogoutView):  # type: ignore[misc]
-    """Sign out of this site, by POST."""
-
-    http_method_names = ["post"]
-
-    def post(self, request: HttpRequest) -> HttpResponse:
-        auth_logout(request)
-        next_url = _next_url(request)
-        if next_url:
-            return HttpResponseRedirect(next_url)
-        if settings.LOGOUT_REDIRECT_URL:
-            return HttpResponseRedirect(resolve_url(settings.LOGOUT_REDIRECT_URL))
-        context = {"login_url": reverse("oidc_rp:login_chooser")}
-        return render(request, "oidc_rp/logged_out.html", context)
-
-
-def _forget_failure(error: OIDCError) -> None:
-    """Empty what the calls that failed still hold, so that no report of the error shows it."""
-    link: BaseException | None = error
-    while link is not None:
-        clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
-    error.__cause__ = error.__context__ = None  # an error of requests holds the whole request
+        came_to = redirect_uri(request, provider)
+        response = CallbackResponse(slug, came_to, response_mode, received.parameters, pending)
+        try:
+            user = authenticate(request, oidc=response)
+        except OIDCError as error:
+            if pending.purpose != sessions.RENEW:
+                raise
+            forget_failure(error)
+            renewal.not_renewed(request, error)
+        else:
+            _finishing(pending)(request, user, pending)
+        return after_login(request, pending.next_url)
 
 
 # The callback's steps
@@ -188,13 +163,22 @@ class Received:
 
     parameters: dict[str, list[str]] = field(repr=False)
 
+    def fields(self) -> list[tuple[str, str]]:
+        return [(name, item) for name, items in self.parameters.items() for item in items]
+
 
 def _take_parameters(request: HttpRequest) -> Received:
     """Return the response's parameters and leave none in the request: a debug page, an error
     report or a receiver further on finds no code there."""
-    received = Received({name: [*map(str, items)] for name, items in _parameters(request).lists()})
-    _forget_parameters(request)
+    received = Received(
+        {name: [*map(str, items)] for name, items in parameters_of(request).lists()}
+    )
+    forget_parameters(request)
     return received
+
+
+def _has_session(request: HttpRequest) -> bool:
+    return settings.SESSION_COOKIE_NAME in request.COOKIES
 
 
 def _lost_its_cookie(
@@ -207,26 +191,12 @@ def _lost_its_cookie(
 
     Strict keeps it from all of them, Lax (and the browser's default) from a form_post.
     """
-    if settings.SESSION_COOKIE_NAME in request.COOKIES or LANDED in received.parameters:
+    if _has_session(request) or LANDED in received.parameters:
         return False
     samesite = str(settings.SESSION_COOKIE_SAMESITE or "").lower()
     if response_mode == "form_post":
         return provider.response_mode == "form_post" and samesite != "none"
     return samesite == "strict" and "state" in received.parameters
-
-
-def _landing(request: HttpRequest, received: Received) -> HttpResponse:
-    """A page of ours that sends the same response again, now from our own site, so that the
-    cookie comes along. What binds the response to this browser is checked then, as always."""
-    fields = [(name, item) for name, items in received.parameters.items() for item in items]
-    context = {
-        "action": request.path,
-        "method": request.method.lower() if request.method else "get",
-        "fields": [*fields, (LANDED, "1")],
-    }
-    response = render(request, "oidc_rp/landing.html", context)
-    response["Referrer-Policy"] = "no-referrer"
-    return response
 
 
 def _state(request: HttpRequest, received: Received) -> str:
@@ -235,74 +205,106 @@ def _state(request: HttpRequest, received: Received) -> str:
         raise InvalidResponse("response.repeated", "state comes more than once")
     if not states or not states[0]:
         raise InvalidResponse("state.missing", "a response without state")
-    if settings.SESSION_COOKIE_NAME not in request.COOKIES:
+    if not _has_session(request):
         raise InvalidResponse("state.no_cookie", "no session cookie came with the response")
     return states[0]
 
 
-def _sign_in(request: HttpRequest, user: Any) -> None:
+# What a login was for
+
+
+def _finishing(pending: PendingLogin) -> Any:
+    if pending.purpose == sessions.LINK:
+        return _link
+    return _renew if pending.purpose == sessions.RENEW else _sign_in
+
+
+def _proven(user: Any) -> SignIn:
+    signed_in = getattr(user, "oidc_sign_in", None)
+    if not isinstance(signed_in, SignIn):
+        raise ConfigurationError("configuration.backend", "no OIDCBackend answered first")
+    return signed_in
+
+
+def _sign_in(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
     """Start a session under a new key; nothing of another visitor's stays in it (M39)."""
-    signed_in: SignIn = user.oidc_sign_in
-    before = sessions.grant_of(request.session)
+    signed_in = _proven(user)
+    before = sessions.held_by(request.session)
     grant = grants.keep(signed_in.login, signed_in.account.identity)
     sessions.clear_for(request, user, keep_anonymous=conf.keep_anonymous_session())
     auth_login(request, user)
-    sessions.store_login(request.session, signed_in.login, grant.pk if grant else "")
-    if before:
-        heir = signed_in.login.tokens.refresh_token
-        closing.end_session_grant(before, grants.SUPERSEDED, heir=heir)
+    _hold(request, signed_in, grant, before, pending)
     told = {"request": request, "user": user, "identity": signed_in.account.identity}
     if signed_in.account.linked:
-        signals.send_after_commit(signals.identity_linked, Identity, **told)
+        _tell_linked(request, signed_in)
     signals.send_after_commit(signals.signed_in, Identity, **told)
 
 
-# What several views need
+def _renew(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
+    """The OP vouches for the person of this session, which goes on as it is."""
+    signed_in = _proven(user)
+    before = sessions.held_by(request.session)
+    grant = grants.keep(signed_in.login, signed_in.account.identity)
+    _hold(request, signed_in, grant, before, pending)
 
 
-def _redirect_uri(request: HttpRequest, provider: conf.Provider) -> str:
-    """The one as registered, or this site's own as Django builds it from allowed hosts (M50)."""
-    if provider.redirect_uris:
-        return provider.redirect_uris[0]
-    return request.build_absolute_uri(reverse("oidc_rp:callback", args=[provider.slug]))
+def _hold(
+    request: HttpRequest,
+    signed_in: SignIn,
+    grant: Any,
+    before: sessions.Held,
+    pending: PendingLogin,
+) -> None:
+    """Note in the session, and in the index, how it signed in; what it held before is over.
+
+    Raises LoginRefused "session.ended" if it was logged out while the login was under way (M60).
+    """
+    login, identity = signed_in.login, signed_in.account.identity
+    row = session_index.add(request, login, identity, grant)
+    held = (grant.pk if grant else "", row.pk)
+    sessions.store_login(request.session, login, *held, pending.request)
+    session_index.remove(before.row)
+    if before.grant:
+        heir = login.tokens.refresh_token
+        closing.end_session_grant(before.grant, grants.SUPERSEDED, heir=heir)
+    if session_index.was_logged_out(row, identity, pending):
+        auth_logout(request)
+        raise LoginRefused("session.ended", "logged out while the login was under way")
 
 
-def _ui_locales(party: RelyingParty) -> str | None:
-    """The page's language, as an OP that speaks it spells it (Core §3.1.2.1, BCP 47 §2.1.1)."""
-    language = (get_language() or "").lower()
-    spoken = party.metadata().ui_locales_supported
-    return next((locale for locale in spoken if locale.lower() == language), None)
+def _link(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
+    """The identity belongs to who is signed in, and the session stays that of its own login."""
+    signed_in = _proven(user)
+    if grants.is_offline(signed_in.login):  # no session would hold any other
+        grants.keep(signed_in.login, signed_in.account.identity)
+    if signed_in.account.linked:
+        _tell_linked(request, signed_in)
+    sessions.leave_notice(request.session, "linked")
 
 
-def _next_url(request: HttpRequest) -> str:
-    """Where the visitor wants to go, if that is a place on this site; else nothing."""
-    return _safe_url(request, _parameters(request).get(REDIRECT_FIELD_NAME, ""))
+def _tell_linked(request: HttpRequest, signed_in: SignIn) -> None:
+    account = signed_in.account
+    grants.note_all([(account.identity.pk, None)], "linked", "", f"user {account.user.pk}")
+    told = {"request": request, "user": account.user, "identity": account.identity}
+    signals.send_after_commit(signals.identity_linked, Identity, **told)
 
 
-def _parameters(request: HttpRequest) -> QueryDict:
-    """The form of a POST, else the query; whatever cannot be read is refused, and gone."""
-    try:
-        return request.POST if request.method == "POST" else request.GET
-    except (SuspiciousOperation, BadRequest, MultiPartParserError, UnreadablePostError) as error:
-        _forget_parameters(request)
-        raise InvalidResponse("response.unreadable", "no readable parameters") from error
+# What another site may ask for
 
 
-def _forget_parameters(request: HttpRequest) -> None:
-    request.META["QUERY_STRING"] = ""
-    for name in ("RAW_URI", "REQUEST_URI", "UNENCODED_URL"):  # as gunicorn, uWSGI and others say it
-        request.META.pop(name, None)
-    request.GET = QueryDict()
-    request.POST = QueryDict()
-    request._body = b""
-
-
-def _safe_url(request: HttpRequest, url: str) -> str:
-    """The URL if it stays on this host (M12), else nothing. Asked when stored and when used."""
-    if not url.isprintable() or "\\" in url or url.startswith("//"):
-        return ""
-    if len(iri_to_uri(url)) > MAX_NEXT_LENGTH:
-        return ""
-    hosts, https = {request.get_host()}, request.is_secure()
-    safe = url_has_allowed_host_and_scheme(url, allowed_hosts=hosts, require_https=https)
-    return url if safe else ""
+def _initiation(request: HttpRequest, provider: conf.Provider) -> dict[str, str]:
+    """The parameters of Core §4 that count, checked; whatever else came is left behind."""
+    given = parameters_of(request)
+    for name in ("iss", "login_hint", "target_link_uri"):
+        if len(given.getlist(name)) > 1:
+            raise InvalidResponse("initiate.repeated", f"{name} comes more than once")
+    iss = given.get("iss", "")
+    if iss not in provider.issuers():
+        raise InvalidResponse("initiate.iss", expected=list(provider.issuers()), received=iss)
+    asked = {"iss": iss}
+    hint = given.get("login_hint", "")
+    if hint.isprintable() and 0 < len(hint) <= MAX_LOGIN_HINT:
+        asked["login_hint"] = hint
+    if target := safe_url(request, given.get("target_link_uri", "")):
+        asked["target_link_uri"] = target
+    return asked

@@ -408,7 +408,7 @@ def test_M52_stored_keys_are_found_by_few_look_ups(settings: Settings) -> None:
     with CaptureQueriesContext(connection) as queries:
         assert len(stored_keys("default")) == 1
     look_ups = [query["sql"] for query in queries if "MIN(" in query["sql"]]
-    assert len(look_ups) == 3 + 1 + 1
+    assert len(look_ups) == 4 + 1 + 1
     with connection.cursor() as cursor:
         for look_up in look_ups:
             cursor.execute(f"EXPLAIN QUERY PLAN {look_up}")

@@ -239,7 +239,7 @@ def test_a_second_run_at_the_same_moment_spends_nothing_twice(
     assert refresh.renew_early(grant.pk, 1) is False
     assert op.counters()["refreshes"] == 0
     grants.release(grant, "somebody")
-    assert refresh.renew_early(grant.pk, 1) is True
+    assert isinstance(refresh.renew_early(grant.pk, 1), refresh.UsableToken)
     assert refresh.renew_early(grant.pk, 1) is False
     assert op.counters()["refreshes"] == 1
     assert op.families_lost == 0
@@ -392,7 +392,8 @@ def test_old_closed_grants_are_deleted(keep: Keep, op: OpenIDProvider) -> None:
         grants.close(grant, grants.LOGOUT, revoke=False, keep_access=True)
         Grant.objects.filter(pk=grant.pk).update(closed_at=timezone.now() - days * DAY)
     assert pruned() == (
-        "0 grants closed. Deleted: 1 closed grants, 0 access tokens, 0 events, 0 circuits.\n"
+        "0 grants closed, 0 sessions found over. Deleted: 1 closed grants, 0 access tokens, "
+        "0 events, 0 circuits.\n"
     )
     assert Grant.objects.get() == young
     assert StoredAccessToken.objects.get().grant == young

@@ -9,6 +9,7 @@ import pytest
 
 from oidc_rp import errors
 from oidc_rp.errors import OIDCError
+from oidc_rp.protocol.authentication import StepUp
 
 
 def op_error() -> errors.OPError:
@@ -28,6 +29,7 @@ EXAMPLES: list[OIDCError] = [
     errors.InvalidIdToken("aud", "names an untrusted audience", expected="rp", received=["x"]),
     errors.LoginRefused("account.inactive"),
     errors.LoginRequired("grant.logout", "the grant has ended", login_url="/oidc/op/login/"),
+    errors.StepUpRequired("api.step_up", step_up=StepUp(300, ("gold",)), login_url="/login/"),
     errors.TemporarilyUnavailable("refresh.waiting", retry_after=1.0),
     errors.OriginNotAllowed("api.origin", received="https://other.example"),
     errors.InsufficientScope(("calendar", "mail"), login_url="/oidc/op/login/?scopes=x"),

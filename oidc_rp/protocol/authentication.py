@@ -1,5 +1,6 @@
-"""Authentication request and response (Core §3.1.2, RFC 7636, RFC 9126, RFC 9207)."""
+"""Authentication request and response (Core §3.1.2 and §5.5, RFC 7636, RFC 9126, RFC 9207)."""
 
+import json
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +30,26 @@ _ERROR = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]{1,64}")  # RFC 6749 App. A.7
 
 
 @dataclass(frozen=True, slots=True)
+class StepUp:
+    """How recently and how strongly somebody must have authenticated (RFC 9470 §4).
+
+    max_age: seconds since then; None = ever. acr_values, amr_values: one of each must be among
+    what the OP says; () = any.
+    """
+
+    max_age: int | None = None
+    acr_values: tuple[str, ...] = ()
+    amr_values: tuple[str, ...] = ()
+
+
+ANYHOW = StepUp()
+
+
+@dataclass(frozen=True, slots=True)
 class AuthenticationRequest:
     """What was asked of the OP. Kept until the callback: it decides which checks apply there.
 
-    max_age: seconds; None when not asked for. acr_values: one of them must come back; () = any.
+    max_age, acr_values, amr_values: as in StepUp.
     """
 
     issuer: str
@@ -42,6 +59,7 @@ class AuthenticationRequest:
     response_mode: str = "query"
     max_age: int | None = None
     acr_values: tuple[str, ...] = ()
+    amr_values: tuple[str, ...] = ()
     state: str = field(repr=False, default="")
     nonce: str = field(repr=False, default="")
     code_verifier: str = field(repr=False, default="")
@@ -57,6 +75,7 @@ def authentication_request(
     response_mode: str = "query",
     max_age: int | None = None,
     acr_values: tuple[str, ...] = (),
+    amr_values: tuple[str, ...] = (),
 ) -> AuthenticationRequest:
     """Return a request with new state, nonce and code_verifier.
 
@@ -70,6 +89,7 @@ def authentication_request(
         response_mode=response_mode,
         max_age=max_age,
         acr_values=acr_values,
+        amr_values=amr_values,
         state=random(24),
         nonce=random(24),
         code_verifier=random(32),  # 43 characters, the fewest that RFC 7636 §4.1 allows
@@ -101,6 +121,27 @@ def request_parameters(
     if request.acr_values:
         parameters["acr_values"] = " ".join(request.acr_values)
     return parameters
+
+
+def essential_claims(claims: object, step_up: StepUp) -> str:
+    """Return the `claims` parameter that calls the wanted acr and amr essential (Core §5.5.1.1).
+
+    claims: what is asked for anyway, as a mapping or as JSON text; what is neither is left out.
+    """
+    if isinstance(claims, str):
+        try:
+            claims = json.loads(claims)
+        except ValueError:
+            claims = None
+    asked = dict(claims) if isinstance(claims, Mapping) else {}
+    of_id_token = asked.get("id_token")
+    essential = {
+        name: {"essential": True, "values": list(values)}
+        for name, values in (("acr", step_up.acr_values), ("amr", step_up.amr_values))
+        if values
+    }
+    asked["id_token"] = dict(of_id_token if isinstance(of_id_token, Mapping) else {}) | essential
+    return json.dumps(asked)
 
 
 def code_challenge(code_verifier: str) -> str:

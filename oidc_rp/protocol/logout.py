@@ -1,16 +1,67 @@
-"""Logout token validation (Back-Channel Logout 1.0 §2.4 and §2.6)."""
+"""Logout request (RP-Initiated Logout §2) and logout token (Back-Channel Logout §2.4, §2.6)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import InvalidIdToken, InvalidResponse
 from . import jose
+from .authentication import authorization_url
 from .id_token import MAX_LEEWAY, MAX_SUB_LENGTH, ExpectedIdToken, check_aud, check_times
+from .metadata import ProviderMetadata, issuers_of
 from .strict_json import json_object
+from .tokens import IdToken
 
 EVENT = "http://schemas.openid.net/event/backchannel-logout"
+
+MAX_TOKEN_AGE = timedelta(minutes=5)
+"""An older logout token is refused, whatever its `exp`: so long, and no longer, its `jti` has to be
+remembered."""
+
+STANDARD, AUTH0, COGNITO, LOCAL = "standard", "auth0", "cognito", "local"
+END_SESSION = (STANDARD, AUTH0, COGNITO, LOCAL)
+"""How a logout goes on at the OP: as RP-Initiated Logout says, in its own way, or not at all."""
+
+# Auth0 and Cognito have paths beside their authorization endpoint, and names of their own.
+_OWN_PATHS = {AUTH0: "/v2/logout", COGNITO: "/logout"}
+_OWN_RETURNS = {AUTH0: "returnTo", COGNITO: "logout_uri"}
+
+
+@dataclass(frozen=True, slots=True)
+class LogoutRequest:
+    """What the OP is told when a session ends here; what is "" or None is not sent."""
+
+    client_id: str
+    post_logout_redirect_uri: str
+    state: str
+    id_token_hint: IdToken | None = None
+    ui_locales: str | None = None
+
+
+def logout_url(request: LogoutRequest, metadata: ProviderMetadata, style: str) -> str | None:
+    """Return where to send the browser to, so that the OP's session ends as well (§2).
+
+    style: one of END_SESSION. None where the OP has no such place.
+    """
+    endpoint, parameters = metadata.end_session_endpoint, {"client_id": request.client_id}
+    if style in _OWN_PATHS:
+        origin = urlsplit(metadata.authorization_endpoint)
+        endpoint = endpoint or f"{origin.scheme}://{origin.netloc}{_OWN_PATHS[style]}"
+        parameters[_OWN_RETURNS[style]] = request.post_logout_redirect_uri
+    elif style == STANDARD:
+        parameters |= {
+            "post_logout_redirect_uri": request.post_logout_redirect_uri,
+            "state": request.state,
+        }
+        if request.id_token_hint is not None:
+            parameters["id_token_hint"] = request.id_token_hint.reveal()
+        if request.ui_locales:
+            parameters["ui_locales"] = request.ui_locales
+    else:
+        endpoint = None
+    return None if endpoint is None else authorization_url(endpoint, parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +91,11 @@ def validate_logout_token(
         jose.verify(jws, keys, expected.algorithms)
         claims = json_object(jws.unverified_payload, "payload")
         check_aud(claims, expected.client_id, expected.trusted_audiences)
-        leeway = min(expected.leeway, MAX_LEEWAY).total_seconds()
-        _, iat = check_times(claims, now.timestamp(), leeway)
-        return _read(claims, expected.issuer, iat)
+        leeway, moment = min(expected.leeway, MAX_LEEWAY).total_seconds(), now.timestamp()
+        _, iat = check_times(claims, moment, leeway)
+        if iat < moment - MAX_TOKEN_AGE.total_seconds() - leeway:
+            raise InvalidResponse("iat", "too old", received=iat)
+        return _read(claims, issuers_of(expected.issuer, expected.tenants), iat)
     except InvalidResponse as error:
         name = error.claim if isinstance(error, InvalidIdToken) else error.code
         raise InvalidResponse(
@@ -53,9 +106,10 @@ def validate_logout_token(
         ) from error
 
 
-def _read(claims: Mapping[str, Any], issuer: str, iat: float) -> LogoutTokenClaims:
-    if claims.get("iss") != issuer:
-        raise InvalidResponse("iss", expected=issuer, received=claims.get("iss"))
+def _read(claims: Mapping[str, Any], issuers: Collection[str], iat: float) -> LogoutTokenClaims:
+    iss = claims.get("iss")
+    if not isinstance(iss, str) or iss not in issuers:
+        raise InvalidResponse("iss", expected=list(issuers), received=iss)
     if "nonce" in claims:  # an ID Token in disguise (§2.4)
         raise InvalidResponse("nonce", "a logout token has none")
     events = claims.get("events")
@@ -66,7 +120,7 @@ def _read(claims: Mapping[str, Any], issuer: str, iat: float) -> LogoutTokenClai
         raise InvalidResponse("jti", "missing")
     if sub is None and sid is None:
         raise InvalidResponse("sub", "neither sub nor sid")
-    return LogoutTokenClaims(issuer, sub, sid, jti, iat)
+    return LogoutTokenClaims(iss, sub, sid, jti, iat)
 
 
 def _text(claims: Mapping[str, Any], name: str) -> str | None:

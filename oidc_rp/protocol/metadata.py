@@ -1,6 +1,6 @@
 """Provider metadata: what an OP publishes of itself (Discovery §3 and §4, RFC 8414)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -25,6 +25,7 @@ class ProviderMetadata:
     userinfo_endpoint: str | None
     pushed_authorization_request_endpoint: str | None
     revocation_endpoint: str | None
+    end_session_endpoint: str | None
     id_token_signing_alg_values_supported: tuple[str, ...]
     userinfo_signing_alg_values_supported: tuple[str, ...]
     token_endpoint_auth_methods_supported: tuple[str, ...]
@@ -47,6 +48,7 @@ _OPTIONAL_ENDPOINTS = (
     "userinfo_endpoint",
     "pushed_authorization_request_endpoint",
     "revocation_endpoint",
+    "end_session_endpoint",
 )
 
 
@@ -57,6 +59,13 @@ def discovery_url(issuer: str) -> str:
     """
     issuer = issuer.replace(TENANT, "organizations")
     return issuer.removesuffix("/") + "/.well-known/openid-configuration"
+
+
+def issuers_of(issuer: str, tenants: Collection[str]) -> tuple[str, ...]:
+    """Every `iss` that may come from this issuer: one, or one for each tenant (M37)."""
+    if TENANT not in issuer:
+        return (issuer,)
+    return tuple(issuer.replace(TENANT, tenant) for tenant in sorted(tenants))
 
 
 def url_is_allowed(url: object, *, loopback_http: bool) -> bool:
@@ -111,6 +120,7 @@ def read_provider_metadata(
         userinfo_endpoint=document.get("userinfo_endpoint"),
         pushed_authorization_request_endpoint=document.get("pushed_authorization_request_endpoint"),
         revocation_endpoint=document.get("revocation_endpoint"),
+        end_session_endpoint=document.get("end_session_endpoint"),
         id_token_signing_alg_values_supported=_names(
             document, "id_token_signing_alg_values_supported", ("RS256",)
         ),

@@ -37,7 +37,8 @@ class Command(BaseCommand):
         )
         if options["verbosity"]:
             self.stdout.write(
-                f"{done.closed:,} grants closed. Deleted: {done.grants:,} closed grants, "
+                f"{done.closed:,} grants closed, {done.sessions:,} sessions found over. "
+                f"Deleted: {done.grants:,} closed grants, "
                 f"{done.access_tokens:,} access tokens, {done.events:,} events, "
                 f"{done.circuits:,} circuits."
             )

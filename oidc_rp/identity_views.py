@@ -1,0 +1,172 @@
+"""A signed-in user's own page: which identities are linked, and where they are signed in (M38)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.contrib.auth import logout as auth_logout
+from django.contrib.auth.views import redirect_to_login
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import render
+from django.urls import reverse
+from django.utils.decorators import method_decorator
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+from django.views.decorators.csrf import csrf_protect
+
+from . import accounts, closing, conf, grants, session_index, sessions
+from .devices import browser_of, system_of
+from .errors import InvalidResponse
+from .models import Identity, Session
+from .relying_party import relying_party
+from .step_up import freshen_url, is_fresh
+from .visits import RefusingView, parameters_of, public, start_login
+
+NOTICES: dict[str, str | Promise] = {
+    "linked": _("The sign-in is linked to your account."),
+    "unlinked": _("The sign-in is not linked to your account any more."),
+    "ended": _("That session is signed out."),
+    "others_ended": _("You are signed out everywhere else."),
+    "stale": _("Your sign-in here is older than five minutes. Sign in once more, then go on."),
+    "last_way_in": _("This is your only way to sign in, so it stays."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedIdentity:
+    """One identity as the page shows it. about: the person's address or name at the OP, or sub."""
+
+    row: Identity
+    label: str | Promise
+    about: str
+    here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """One session as the page shows it."""
+
+    row: Session
+    label: str | Promise
+    browser: str
+    system: str
+    here: bool
+
+
+@method_decorator([*public, csrf_protect], name="dispatch")
+class IdentitiesView(RefusingView):
+    """Linked identities and sessions: link another, unlink, sign out one or all the others.
+
+    Each form says what it is for in `action`. What changes who may sign in wants a fresh sign-in;
+    what cannot be taken back is asked for once more.
+    """
+
+    http_method_names = ["get", "head", "post"]
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        if not request.user.is_authenticated:
+            return redirect_to_login(request.path)
+        return render(request, "oidc_rp/identities.html", self._context(request))
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        if not request.user.is_authenticated:
+            return redirect_to_login(request.path)
+        actions = {
+            "link": self._link,
+            "unlink": self._unlink,
+            "end_session": self._end_session,
+            "end_other_sessions": self._end_other_sessions,
+        }
+        act = actions.get(parameters_of(request).get("action", ""))
+        if act is None:
+            raise InvalidResponse("identities.action", "no such action")
+        return act(request)
+
+    def _link(self, request: HttpRequest) -> HttpResponse:
+        party = relying_party(request.POST.get("provider", ""))
+        if not is_fresh(request, accounts.FRESH):
+            return _back(request, "stale")
+        linker, purpose = str(request.user.pk), sessions.LINK
+        return start_login(request, party, request.path, linker=linker, purpose=purpose)
+
+    def _unlink(self, request: HttpRequest) -> HttpResponse:
+        if not is_fresh(request, accounts.FRESH):
+            return _back(request, "stale")
+        identity = self._own(request).filter(pk=_key(request, "identity")).first()
+        if identity is None:
+            return _back(request, "unlinked")
+        if not accounts.may_unlink(identity):
+            return _back(request, "last_way_in")
+        if "confirmed" not in request.POST:
+            context = {"linked": _linked(identity, request)}
+            return render(request, "oidc_rp/unlink.html", context)
+        here = _linked(identity, request).here
+        if not accounts.unlink(identity):
+            return _back(request, "last_way_in")
+        return _signed_out(request) if here else _back(request, "unlinked")
+
+    def _end_session(self, request: HttpRequest) -> HttpResponse:
+        row = request.POST.get("session", "")
+        if row == sessions.row_of(request.session):
+            return _signed_out(request)
+        one = session_index.rows().filter(identity__user=request.user, pk=row)
+        closing.end_sessions(one, grants.LOGOUT, actor=f"user {request.user.pk}")
+        return _back(request, "ended")
+
+    def _end_other_sessions(self, request: HttpRequest) -> HttpResponse:
+        if "confirmed" not in request.POST:
+            return render(request, "oidc_rp/end_other_sessions.html", self._context(request))
+        theirs = session_index.rows().filter(identity__user=request.user)
+        others = theirs.exclude(pk=sessions.row_of(request.session))
+        closing.end_sessions(others, grants.LOGOUT, actor=f"user {request.user.pk}")
+        return _back(request, "others_ended")
+
+    def _context(self, request: HttpRequest) -> dict[str, Any]:
+        notice = request.session.pop(sessions.NOTICE, None)
+        signed_in = [_signed_in(row, request) for row in session_index.alive(request.user)]
+        return {
+            "identities": [_linked(row, request) for row in self._own(request)],
+            "sessions": sorted(signed_in, key=lambda one: not one.here),
+            "others": sum(not one.here for one in signed_in),
+            "linkable": conf.providers().values(),
+            "notice": NOTICES.get(notice),
+            "notice_code": notice,
+            "freshen_url": freshen_url(request, accounts.FRESH, request.path),
+        }
+
+    def _own(self, request: HttpRequest) -> Any:
+        return Identity.objects.filter(user=request.user.pk).order_by("pk").select_related("user")
+
+
+def _key(request: HttpRequest, name: str) -> int:
+    """A key of the form, as far as it is one."""
+    value = request.POST.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else -1
+
+
+def _back(request: HttpRequest, notice: str) -> HttpResponse:
+    sessions.leave_notice(request.session, notice)
+    return HttpResponseRedirect(reverse("oidc_rp:identities"))
+
+
+def _signed_out(request: HttpRequest) -> HttpResponse:
+    """This very session is over, too."""
+    auth_logout(request)
+    return HttpResponseRedirect(reverse("oidc_rp:login_chooser"))
+
+
+def _label(slug: str) -> str | Promise:
+    provider = conf.providers().get(slug)
+    return slug if provider is None else provider.label
+
+
+def _linked(row: Identity, request: HttpRequest) -> LinkedIdentity:
+    login = sessions.current_login(request)
+    here = login is not None and (login.iss, login.sub) == (row.iss, row.sub)
+    told = (row.claims.get(name) for name in ("email", "preferred_username", "name"))
+    about = next((text for text in told if isinstance(text, str) and text), row.sub)
+    return LinkedIdentity(row, _label(row.provider), about, here)
+
+
+def _signed_in(row: Session, request: HttpRequest) -> SignedIn:
+    agent, here = row.user_agent, row.pk == sessions.row_of(request.session)
+    return SignedIn(row, _label(row.provider), browser_of(agent), system_of(agent), here)

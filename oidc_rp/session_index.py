@@ -1,0 +1,188 @@
+"""The index of browser sessions: a row for each that began at an OP, kept true, and the marks of
+what was logged out. No session is ended here: see closing.py.
+"""
+
+from contextlib import suppress
+from datetime import datetime, timedelta
+from datetime import timezone as tz
+from hashlib import sha256
+from typing import Any, cast
+
+from django.contrib.auth import HASH_SESSION_KEY
+from django.contrib.sessions.backends.base import SessionBase
+from django.db import IntegrityError, connections, models
+from django.http import HttpRequest
+
+from . import conf, session_store
+from .errors import ConfigurationError, SealError
+from .grants import database
+from .models import CLOCKS, DatabaseClock, Grant, Identity, LogoutMark, Session, digest
+from .own_connection import transaction_on
+from .protocol.id_token import MAX_SUB_LENGTH
+from .protocol.tokens import IdToken
+from .relying_party import Login
+from .sealing import key_id, key_ring
+from .sessions import PendingLogin
+
+MAX_USER_AGENT = 256
+SEEN_EVERY = timedelta(minutes=5)
+"""How exact `last_seen_at` is: so often a request is noted at most."""
+
+
+def rows() -> "models.QuerySet[Any, Any]":
+    """All rows, where they are written."""
+    found: models.QuerySet[Any, Any] = models.QuerySet(Session, using=database())
+    return found
+
+
+def add(request: HttpRequest, login: Login, identity: Identity, grant: Grant | None) -> Session:
+    """Write the row of a session that has just begun, under its new key."""
+    id_token, claims = login.id_token, login.id_token.claims
+    sid, acr, amr = _sid(claims.get("sid")), claims.get("acr"), claims.get("amr")
+    row: Any = Session(
+        identity=identity,
+        grant=grant,
+        provider=login.provider.slug,
+        sid=sid,
+        sid_digest=digest(id_token.iss, sid) if sid else None,
+        session_key=session_store.key_of(request.session),
+        auth_hash=_auth_hash(request.session),
+        auth_time=cast(Any, _moment(id_token.auth_time)),
+        acr=acr if isinstance(acr, str) else "",
+        amr=[item for item in amr if isinstance(item, str)] if isinstance(amr, list) else [],
+        user_agent=request.headers.get("User-Agent", "").replace("\x00", "")[:MAX_USER_AGENT],
+        **dict.fromkeys(("created_at", "last_seen_at", "renewed_at"), DatabaseClock()),
+    )
+    if login.tokens.id_token is not None and conf.token_keys():
+        row.id_token = key_ring().seal(login.tokens.id_token.reveal(), row.context())
+        row.key_id = key_id(row.id_token)
+    row.save(using=database(), force_insert=True)
+    return row  # type: ignore[no-any-return]
+
+
+def remove(row_id: str) -> None:
+    """Delete the row of a session that goes on under another one, or is over."""
+    if row_id:
+        rows().filter(pk=row_id).delete()
+
+
+def read(row_id: str) -> Any:
+    """The row of this id, with the database's time as `.now`, or None; one look-up by its key."""
+    clock = CLOCKS[connections[database()].vendor]
+    table = Session._meta.db_table
+    statement = f"SELECT {table}.*, {clock} AS now FROM {table} WHERE id = %s"  # noqa: S608
+    return next(iter(rows().raw(statement, [row_id])), None)
+
+
+def id_token_of(row: Session) -> IdToken | None:
+    """The ID Token of the session's login, for `id_token_hint` and nothing else; None where it was
+    not kept or does not open."""
+    if not row.id_token:
+        return None
+    with suppress(SealError, ConfigurationError):
+        return IdToken(key_ring().open(row.id_token, row.context()))
+    return None
+
+
+def note_seen(row: Session) -> None:
+    """The session is in use."""
+    rows().filter(pk=row.pk).update(last_seen_at=DatabaseClock())
+
+
+def keep_true(row: Session, session: SessionBase) -> None:
+    """Note a session's key and password hash, where a view has changed them."""
+    now = {"session_key": session_store.key_of(session), "auth_hash": _auth_hash(session)}
+    changed = {name: value for name, value in now.items() if getattr(row, name) != value}
+    if changed:
+        rows().filter(pk=row.pk).update(**changed)
+
+
+def with_password_of(user: Any) -> "models.QuerySet[Any, Any]":
+    """The sessions of a user that a change of the password has not ended."""
+    hashes = [""]
+    if hasattr(user, "get_session_auth_hash"):
+        hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
+    known = [_digest_of(text) for text in hashes]
+    return rows().filter(identity__user=user, ended_at=None, auth_hash__in=known)
+
+
+def alive(user: Any) -> list[Any]:
+    """The sessions that a user is signed in with, the latest first, with their identities."""
+    found = list(with_password_of(user).select_related("identity").order_by("-id"))
+    there = session_store.alive([row.session_key for row in found])
+    return [row for row in found if row.session_key in there]
+
+
+# What was logged out
+
+
+def _marks() -> "models.QuerySet[Any, Any]":
+    found: models.QuerySet[Any, Any] = models.QuerySet(LogoutMark, using=database())
+    return found
+
+
+def of_sid(iss: str, sid: str) -> str:
+    """The subject of a mark: one session of the OP."""
+    return _digest_of(f"sid {digest(iss, sid)}")
+
+
+def of_sub(iss: str, sub: str) -> str:
+    """The subject of a mark: all sessions of a person."""
+    return _digest_of(f"sub {digest(iss, sub)}")
+
+
+def of_key(session_key: str) -> str:
+    """The subject of a mark: one session of Django."""
+    return _digest_of(f"key {session_key}")
+
+
+def mark(subject: str, iss: str = "", jti: str = "") -> Any:
+    """Remember that this was logged out, before anything is ended; return the mark.
+
+    iss, jti: of the logout token that says so. A mark that is done already says that the token was
+    taken before; one that is not, that whoever took it did not come to its end.
+    """
+    told = digest(iss, jti) if jti else None
+    for _attempt in range(2):
+        found = _marks().filter(jti=told).first() if told else None
+        if found is not None:
+            return found
+        with suppress(IntegrityError), transaction_on(database()):
+            return _marks().create(subject=subject, jti=told, at=DatabaseClock())
+    raise AssertionError("a mark that is there cannot be read")  # pragma: no cover
+
+
+def done(marked: LogoutMark) -> None:
+    """All that a mark speaks of has ended."""
+    _marks().filter(pk=marked.pk).update(done_at=DatabaseClock())
+
+
+def was_logged_out(row: Session, identity: Identity, pending: PendingLogin) -> bool:
+    """Whether a logout came for this session while its login was under way (M60).
+
+    Asked once the row is there: whichever of the two is written first, the other one sees it.
+    """
+    subjects = [of_sub(identity.iss, identity.sub)]
+    subjects += [of_sid(identity.iss, row.sid)] if row.sid else []
+    subjects += [of_key(pending.session_key)] if pending.session_key else []
+    return _marks().filter(subject__in=subjects, at__gte=_moment(pending.created_at)).exists()
+
+
+# Values
+
+
+def _sid(value: Any) -> str:
+    """What the OP calls its session; what no logout token could name is no name."""
+    return value if isinstance(value, str) and len(value) <= MAX_SUB_LENGTH else ""
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, tz=tz.utc)
+
+
+def _auth_hash(session: SessionBase) -> str:
+    return _digest_of(str(session.get(HASH_SESSION_KEY, "")))
+
+
+def _digest_of(text: str) -> str:
+    return sha256(text.encode()).hexdigest()

@@ -1,0 +1,197 @@
+"""Views that want a recent, or a strong, authentication: the answer to everybody else (RFC 9470).
+
+    @require_auth(max_age=300)                       authenticated within five minutes
+    @require_auth(acr="urn:example:mfa")             in this way, or one of several
+    class Payout(RequireAuthMixin, View): ...        the same for a class
+
+Whoever lacks it is sent to the OP, which is asked for it; what comes back is checked before the
+session says so. An OP that ignores the request ends at a refusal, and nobody goes round in circles.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.contrib.auth import REDIRECT_FIELD_NAME
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
+from django.shortcuts import resolve_url
+from django.utils import timezone
+from django.utils.http import urlencode
+
+from . import conf
+from .errors import ConfigurationError, StepUpRequired
+from .login_urls import answer_with_login, is_page_visit, login_url, way_back
+from .protocol.authentication import StepUp
+from .refusals import explanation
+from .sessions import CurrentLogin, current_login, signed_in_locally
+
+ERROR = "insufficient_user_authentication"
+JUST_NOW = timedelta(seconds=30)
+"""A login so short ago that did not help would not help a second time."""
+
+View = Callable[..., Any]
+Names = str | Sequence[str]
+
+
+def require_auth(
+    *, max_age: int | None = None, acr: Names = (), amr: Names = ()
+) -> Callable[[View], View]:
+    """Let a view, sync or async, see only those who have authenticated as it says.
+
+    max_age: seconds since they did. acr, amr: a value, or several of which one must be there
+    (Core §2). Somebody who is not signed in at all is sent to sign in.
+    """
+    wanted = StepUp(max_age, _names(acr), _names(amr))
+
+    def decorate(view: View) -> View:
+        if iscoroutinefunction(view):
+
+            @wraps(view)
+            async def aguarded(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+                answer = await sync_to_async(answer_to)(request, wanted)
+                return answer or await view(request, *args, **kwargs)
+
+            return aguarded
+
+        @wraps(view)
+        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            return answer_to(request, wanted) or view(request, *args, **kwargs)
+
+        return guarded
+
+    return decorate
+
+
+class RequireAuthMixin:
+    """What require_auth is for a function; stands before View in the bases of a class."""
+
+    required_max_age: int | None = None
+    required_acr: Names = ()
+    required_amr: Names = ()
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        wanted = StepUp(self.required_max_age, _names(self.required_acr), _names(self.required_amr))
+        answer = answer_to(request, wanted)
+        return answer or super().dispatch(request, *args, **kwargs)  # type: ignore[misc]
+
+
+def answer_to(request: HttpRequest, wanted: StepUp) -> HttpResponse | None:
+    """None for somebody who has authenticated as is wanted, else where to do so."""
+    login = current_login(request)
+    if not request.user.is_authenticated:
+        return _not_stored(answer_with_login(request, _local_login_url(way_back(request))))
+    if login is None:
+        return _of_a_local_login(request, wanted)
+    if satisfies(login, wanted):
+        return None
+    if login.at is not None and abs(timezone.now() - login.at) < JUST_NOW and _asked(login, wanted):
+        return useless(request)
+    url = login_url(
+        login.provider, next_url=way_back(request), step_up=wanted, user_pk=request.user.pk
+    )
+    return _not_stored(answer_with_login(request, url, ERROR))
+
+
+def answer_to_challenge(request: HttpRequest, error: StepUpRequired) -> HttpResponse:
+    """The answer for a view whose API wants more than the session's login proves."""
+    login = current_login(request)
+    if login is None or not error.login_url or satisfies(login, error.step_up):
+        return useless(request)
+    return _not_stored(answer_with_login(request, error.login_url, ERROR))
+
+
+def satisfies(login: CurrentLogin, wanted: StepUp) -> bool:
+    """Whether this login is as recent and as strong as wanted, within the clocks' leeway."""
+    if wanted.acr_values and login.acr not in wanted.acr_values:
+        return False
+    if wanted.amr_values and not set(wanted.amr_values) & set(login.amr):
+        return False
+    if wanted.max_age is None:
+        return True
+    if login.auth_time is None:
+        return False
+    oldest = timezone.now() - timedelta(seconds=wanted.max_age) - _leeway(login.provider)
+    return login.auth_time >= oldest
+
+
+def useless(request: HttpRequest) -> HttpResponse:
+    """Another login would not help: the OP, the API, or this site's settings are not what they
+    are taken for."""
+    if not is_page_visit(request):
+        response: HttpResponse = JsonResponse({"error": ERROR}, status=403)
+    else:
+        told = explanation("step_up")
+        text = f"{told.sentence} {told.advice}\n\nstep_up.useless\n"
+        response = HttpResponse(text, "text/plain; charset=utf-8", status=403)
+    return _not_stored(response)
+
+
+def is_fresh(request: HttpRequest, within: timedelta) -> bool:
+    """Whether who is signed in here has just shown who they are (M38).
+
+    An OP that does not say when (`auth_time` is for those who asked) is believed for a login of
+    this very session.
+    """
+    login = current_login(request)
+    if login is None:
+        return signed_in_locally(request, within)
+    moment = login.auth_time or login.at
+    return moment is not None and timezone.now() - moment <= within
+
+
+def freshen_url(request: HttpRequest, within: timedelta, next_url: str) -> str:
+    """The login after which somebody is_fresh."""
+    login = current_login(request)
+    if login is None:
+        return _local_login_url(next_url)
+    max_age = int(within.total_seconds()) if login.auth_time is not None else None
+    wanted = StepUp(max_age)
+    return login_url(login.provider, next_url=next_url, step_up=wanted, user_pk=request.user.pk)
+
+
+def _of_a_local_login(request: HttpRequest, wanted: StepUp) -> HttpResponse | None:
+    """A password of this site proves when somebody came, and nothing that an OP could say."""
+    age = wanted.max_age
+    plain = not wanted.acr_values and not wanted.amr_values
+    if plain and (age is None or signed_in_locally(request, timedelta(seconds=age) + JUST_NOW)):
+        return None
+    url = (
+        _local_login_url(way_back(request)) if plain else login_url("", next_url=way_back(request))
+    )
+    return _not_stored(answer_with_login(request, url, ERROR))
+
+
+def _local_login_url(next_url: str) -> str:
+    url = resolve_url(settings.LOGIN_URL)
+    return f"{url}?{urlencode({REDIRECT_FIELD_NAME: next_url})}" if next_url else url
+
+
+def _asked(login: CurrentLogin, wanted: StepUp) -> bool:
+    """Whether this very login was asked for what is wanted now."""
+    asked = login.asked
+    as_recent = wanted.max_age is None or (
+        asked.max_age is not None and asked.max_age <= wanted.max_age
+    )
+    return as_recent and replace(asked, max_age=None) == replace(wanted, max_age=None)
+
+
+def _leeway(slug: str) -> timedelta:
+    try:
+        return conf.provider(slug).login_leeway
+    except ConfigurationError:
+        return timedelta(0)
+
+
+def _names(value: Names) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _not_stored(response: HttpResponse) -> HttpResponse:
+    response["Cache-Control"] = "no-store"
+    return response
