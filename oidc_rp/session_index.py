@@ -16,7 +16,17 @@ from django.http import HttpRequest
 from . import conf, session_store
 from .errors import ConfigurationError, SealError
 from .grants import database
-from .models import CLOCKS, DatabaseClock, Grant, Identity, LogoutMark, Session, digest
+from .models import (
+    CLOCKS,
+    EPOCH,
+    MICROSECOND,
+    DatabaseClock,
+    Grant,
+    Identity,
+    LogoutMark,
+    Session,
+    digest,
+)
 from .own_connection import transaction_on
 from .protocol.id_token import MAX_SUB_LENGTH
 from .protocol.tokens import IdToken
@@ -71,7 +81,10 @@ def read(row_id: str) -> Any:
     clock = CLOCKS[connections[database()].vendor]
     table = Session._meta.db_table
     statement = f"SELECT {table}.*, {clock} AS now FROM {table} WHERE id = %s"  # noqa: S608
-    return next(iter(rows().raw(statement, [row_id])), None)
+    row: Any = next(iter(rows().raw(statement, [row_id])), None)
+    if row is not None:
+        row.now = EPOCH + row.now * MICROSECOND
+    return row
 
 
 def id_token_of(row: Session) -> IdToken | None:
