@@ -45,6 +45,7 @@ OIDC_RP = {
     "GROUPS_CLAIM": "groups",
     "GROUPS": {"staff": "Identity viewers"},  # what that group may see: prepare_site
     "STAFF_GROUPS": ["staff"],
+    "SESSION_RENEWAL": 300,  # seconds, and the provider has to vouch for a session again
     "TOKEN_KEYS": [secrets.token_key],
 }
 AUTHENTICATION_BACKENDS = [
@@ -76,6 +77,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "oidc_rp.middleware.SessionRenewal",
     "oidc_rp.middleware.TokenRenewal",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",

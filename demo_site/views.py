@@ -16,6 +16,7 @@ from django.views.decorators.http import require_safe
 from demo_site.calls import RESULT, TOGETHER
 from oidc_rp.models import Event, Grant, Identity, StoredAccessToken
 from oidc_rp.sessions import CurrentLogin, current_login
+from oidc_rp.step_up import require_auth
 
 SCOPE_IN_WORDS = {
     "openid": "to sign you in, with an ID Token that proves it",
@@ -28,6 +29,8 @@ SCOPE_IN_WORDS = {
     "offline_access": "to be renewed with a refresh token when you are away",
 }
 TIMELINE = 12
+FRESH = 60  # seconds
+SECOND_FACTOR = "urn:demo:second-factor"  # what the demo's provider calls it
 EVENT_IN_WORDS = {
     "signed_in": "You signed in",
     "refreshed": "Tokens renewed",
@@ -115,6 +118,27 @@ def profile(request: HttpRequest) -> HttpResponse:
         "together": TOGETHER,
     }
     return render(request, "demo_site/profile.html", context)
+
+
+@never_cache
+@require_safe
+@require_auth(max_age=FRESH)
+def safe(request: HttpRequest) -> HttpResponse:
+    """What only somebody sees who has just shown who they are; an old sign-in is not enough."""
+    return _show_safe(request, "fresh")
+
+
+@never_cache
+@require_safe
+@require_auth(acr=SECOND_FACTOR)
+def vault(request: HttpRequest) -> HttpResponse:
+    """What takes a second factor, however long ago; a password alone is not enough."""
+    return _show_safe(request, "strong")
+
+
+def _show_safe(request: HttpRequest, kind: str) -> HttpResponse:
+    context = {"kind": kind, "login": current_login(request), "fresh": FRESH}
+    return render(request, "demo_site/safe.html", context)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
@@ -43,13 +44,14 @@ class LinkedIdentity:
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """One session as the page shows it."""
+    """One session as the page shows it. lately: it is in use, as far as that is noted."""
 
     row: Session
     label: str | Promise
     browser: str
     system: str
     here: bool
+    lately: bool
 
 
 @method_decorator([*public, csrf_protect], name="dispatch")
@@ -127,11 +129,19 @@ class IdentitiesView(RefusingView):
             "identities": [_linked(row, request) for row in self._own(request)],
             "sessions": sorted(signed_in, key=lambda one: not one.here),
             "others": sum(not one.here for one in signed_in),
-            "linkable": conf.providers().values(),
+            "linkable": self._linkable(request),
             "notice": NOTICES.get(notice),
             "notice_code": notice,
             "freshen_url": freshen_url(request, accounts.FRESH, request.path),
         }
+
+    def _linkable(self, request: HttpRequest) -> list[dict[str, Any]]:
+        """Every provider; several accounts of one may be linked, too."""
+        linked = {row.provider for row in self._own(request)}
+        return [
+            {"slug": slug, "label": one.label, "icon": one.icon, "again": slug in linked}
+            for slug, one in conf.providers().items()
+        ]
 
     def _own(self, request: HttpRequest) -> Any:
         return Identity.objects.filter(user=request.user.pk).order_by("pk").select_related("user")
@@ -169,4 +179,6 @@ def _linked(row: Identity, request: HttpRequest) -> LinkedIdentity:
 
 def _signed_in(row: Session, request: HttpRequest) -> SignedIn:
     agent, here = row.user_agent, row.pk == sessions.row_of(request.session)
-    return SignedIn(row, _label(row.provider), browser_of(agent), system_of(agent), here)
+    lately = timezone.now() - row.last_seen_at < 2 * session_index.SEEN_EVERY
+    browser, system = browser_of(agent), system_of(agent)
+    return SignedIn(row, _label(row.provider), browser, system, here, lately)

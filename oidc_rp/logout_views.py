@@ -72,7 +72,8 @@ class LoggedOutView(RefusingView):
             logger.warning(
                 "no logout of this browser has this state", extra={"code": "logout.state"}
             )
-        return _logged_out(request, safe_url(request, next_url or ""))
+        returned = next_url is not None
+        return _logged_out(request, safe_url(request, next_url or ""), at_the_op=returned)
 
 
 _from_the_op: list[Any] = [login_not_required, transaction.non_atomic_requests]
@@ -179,12 +180,12 @@ def _return_uri(request: HttpRequest, provider: conf.Provider) -> str:
     return request.build_absolute_uri(reverse("oidc_rp:logged_out"))
 
 
-def _logged_out(request: HttpRequest, next_url: str) -> HttpResponse:
+def _logged_out(request: HttpRequest, next_url: str, *, at_the_op: bool = False) -> HttpResponse:
     if next_url:
         return HttpResponseRedirect(next_url)
     if settings.LOGOUT_REDIRECT_URL:
         return HttpResponseRedirect(resolve_url(settings.LOGOUT_REDIRECT_URL))
-    context = {"login_url": reverse("oidc_rp:login_chooser")}
+    context = {"login_url": reverse("oidc_rp:login_chooser"), "at_the_op": at_the_op}
     return render(request, "oidc_rp/logged_out.html", context)
 
 
