@@ -124,24 +124,17 @@ class IdentitiesView(RefusingView):
 
     def _context(self, request: HttpRequest) -> dict[str, Any]:
         notice = request.session.pop(sessions.NOTICE, None)
+        identities = [_linked(row, request) for row in self._own(request)]
         signed_in = [_signed_in(row, request) for row in session_index.alive(request.user)]
         return {
-            "identities": [_linked(row, request) for row in self._own(request)],
+            "identities": identities,
             "sessions": sorted(signed_in, key=lambda one: not one.here),
             "others": sum(not one.here for one in signed_in),
-            "linkable": self._linkable(request),
+            "linked_slugs": {one.row.provider for one in identities},
             "notice": NOTICES.get(notice),
             "notice_code": notice,
             "freshen_url": freshen_url(request, accounts.FRESH, request.path),
         }
-
-    def _linkable(self, request: HttpRequest) -> list[dict[str, Any]]:
-        """Every provider; several accounts of one may be linked, too."""
-        linked = {row.provider for row in self._own(request)}
-        return [
-            {"slug": slug, "label": one.label, "icon": one.icon, "again": slug in linked}
-            for slug, one in conf.providers().items()
-        ]
 
     def _own(self, request: HttpRequest) -> Any:
         return Identity.objects.filter(user=request.user.pk).order_by("pk").select_related("user")
