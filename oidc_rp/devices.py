@@ -4,7 +4,15 @@
 _BROWSERS = (
     ("Edg", "Edge"),
     ("OPR/", "Opera"),
+    ("OPT/", "Opera"),
+    ("OPiOS", "Opera"),
+    ("Vivaldi", "Vivaldi"),
+    ("YaBrowser", "Yandex Browser"),
     ("SamsungBrowser", "Samsung Internet"),
+    ("HuaweiBrowser", "Huawei Browser"),
+    ("MicroMessenger", "WeChat"),
+    ("QQBrowser", "QQ Browser"),
+    ("UCBrowser", "UC Browser"),
     ("Firefox", "Firefox"),
     ("FxiOS", "Firefox"),
     ("CriOS", "Chrome"),
@@ -13,6 +21,7 @@ _BROWSERS = (
     ("Safari", "Safari"),
     ("curl", "curl"),
     ("python", "Python"),
+    ("Python", "Python"),
 )
 _SYSTEMS = (
     ("iPhone", "iPhone"),
