@@ -79,7 +79,7 @@ AGENTS = [
 
 @pytest.mark.parametrize(("browser", "system", "user_agent"), AGENTS)
 def test_a_browser_and_its_system(browser: str, system: str, user_agent: str) -> None:
-    """Nearly every browser calls itself by the names of others, too; "" is one that nobody knows."""
+    """Nearly every browser bears the names of others, too; "" is one that nobody knows."""
     assert (browser_of(user_agent), system_of(user_agent)) == (browser, system)
 
 
