@@ -1,7 +1,7 @@
 """Logout request (RP-Initiated Logout §2) and logout token (Back-Channel Logout §2.4, §2.6)."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +24,8 @@ STANDARD, AUTH0, COGNITO, LOCAL = "standard", "auth0", "cognito", "local"
 END_SESSION = (STANDARD, AUTH0, COGNITO, LOCAL)
 """How a logout goes on at the OP: as RP-Initiated Logout says, in its own way, or not at all."""
 
-# Auth0 and Cognito have paths beside their authorization endpoint, and names of their own.
+# Auth0 and Cognito have paths beside their authorization endpoint, and names of their own. The
+# end_session_endpoint that their metadata may name is another place, and knows no such names.
 _OWN_PATHS = {AUTH0: "/v2/logout", COGNITO: "/logout"}
 _OWN_RETURNS = {AUTH0: "returnTo", COGNITO: "logout_uri"}
 
@@ -35,7 +36,7 @@ class LogoutRequest:
 
     client_id: str
     post_logout_redirect_uri: str
-    state: str
+    state: str = field(repr=False)
     id_token_hint: IdToken | None = None
     ui_locales: str | None = None
 
@@ -48,13 +49,12 @@ def logout_url(request: LogoutRequest, metadata: ProviderMetadata, style: str) -
     endpoint, parameters = metadata.end_session_endpoint, {"client_id": request.client_id}
     if style in _OWN_PATHS:
         origin = urlsplit(metadata.authorization_endpoint)
-        endpoint = endpoint or f"{origin.scheme}://{origin.netloc}{_OWN_PATHS[style]}"
+        endpoint = f"{origin.scheme}://{origin.netloc}{_OWN_PATHS[style]}"
         parameters[_OWN_RETURNS[style]] = request.post_logout_redirect_uri
     elif style == STANDARD:
-        parameters |= {
-            "post_logout_redirect_uri": request.post_logout_redirect_uri,
-            "state": request.state,
-        }
+        parameters["post_logout_redirect_uri"] = request.post_logout_redirect_uri
+        if request.state:
+            parameters["state"] = request.state
         if request.id_token_hint is not None:
             parameters["id_token_hint"] = request.id_token_hint.reveal()
         if request.ui_locales:
