@@ -17,6 +17,7 @@ pytestmark = pytest.mark.browser
 SCREENSHOTS = ROOT / ".test" / "screenshots"
 UNKNOWN_STATE = "/oidc/demo-rs256/callback/?code=x&state=unknown"
 BUTTONS = {"rs256": "Sign in with Demo Provider", "hs256": "Sign in with Demo Provider, HS256"}
+SLUGS = {"rs256": "demo-rs256", "hs256": "demo-hs256"}
 MANY = "Call it 20 times at once"
 
 
@@ -24,17 +25,17 @@ def choose(page: Page, button: str) -> None:
     page.get_by_role("link", name=button, exact=True).click()
 
 
-def log_in_at_the_provider(page: Page, demo: Demo) -> None:
+def log_in_at_the_provider(page: Page, demo: Demo, username: str = "") -> None:
     expect(page).to_have_url(re.compile(re.escape(demo.provider)))
-    page.get_by_label("Username").fill(demo.username)
+    page.get_by_label("Username").fill(username or demo.username)
     page.get_by_label("Password").fill(demo.password)
     page.get_by_role("button", name="Log in").click()
 
 
-def sign_in(page: Page, demo: Demo, button: str = BUTTONS["rs256"]) -> None:
+def sign_in(page: Page, demo: Demo, button: str = BUTTONS["rs256"], username: str = "") -> None:
     page.goto(demo.site)
     choose(page, button)
-    log_in_at_the_provider(page, demo)
+    log_in_at_the_provider(page, demo, username)
     expect(page).to_have_url(f"{demo.site}/profile/")
 
 
@@ -56,6 +57,7 @@ def test_sign_in_see_the_claims_see_the_admin_sign_out(
     expect(page).to_have_url(f"{demo.site}/profile/")
     expect(page.get_by_role("heading", level=1)).to_have_text("Inês Calder")
     assert claim(page, "iss") == demo.provider
+    sub = claim(page, "sub")
     assert claim(page, "email") == "ines@demo.example"
     assert claim(page, "email_verified") == "yes"
     assert claim(page, "groups") == "staff"
@@ -64,7 +66,7 @@ def test_sign_in_see_the_claims_see_the_admin_sign_out(
     expect(page.get_by_role("timer")).to_have_text(re.compile(r"^[01]:\d\d left$"))
 
     page.get_by_role("link", name="Admin").click()
-    page.goto(f"{demo.site}/admin/oidc_rp/identity/")
+    page.goto(f"{demo.site}/admin/oidc_rp/identity/?q={sub}")
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
     page.locator("#result_list tbody th a").click()
     expect(page.get_by_text("ines@demo.example").first).to_be_visible()
@@ -79,16 +81,15 @@ def test_sign_in_see_the_claims_see_the_admin_sign_out(
     expect(page).to_have_url(f"{demo.site}/oidc/login/?next=/profile/")
 
 
-def test_both_buttons_lead_to_one_person_and_the_second_asks_no_password(
+def test_each_client_has_a_sub_of_its_own_and_the_second_asks_no_password(
     page: Page, demo: Demo
 ) -> None:
     sign_in(page, demo, BUTTONS["rs256"])
     first = claim(page, "sub")
-    page.get_by_role("button", name="Sign out").click()
-    page.goto(demo.site)
-    choose(page, BUTTONS["hs256"])
+    page.goto(f"{demo.site}/oidc/{SLUGS['hs256']}/login/")
     expect(page).to_have_url(f"{demo.site}/profile/")
-    assert claim(page, "sub") == first
+    assert claim(page, "sub") != first
+    assert claim(page, "email") == "ines@demo.example"
 
 
 def test_the_access_token_is_seen_to_expire_and_the_session_goes_on(page: Page, demo: Demo) -> None:
@@ -340,10 +341,24 @@ def test_every_page_looks_right(
     look("home-signed-in")
     for name, path in [("admin-list", ""), ("admin-detail", None)]:
         if path is None:
-            page.locator("#result_list tbody th a").click()
+            page.locator("#result_list tbody th a").first.click()
         else:
             page.goto(f"{demo.site}/admin/oidc_rp/identity/")
         page.screenshot(path=SCREENSHOTS / f"{name}-{size}-{scheme}.png", full_page=True)
+    page.goto(f"{demo.site}/oidc/identities/")
+    look("identities")
+    page.get_by_role("button", name="Unlink").first.click()
+    look("unlink")
+    page.goto(f"{demo.site}/oidc/identities/")
+    if page.get_by_role("button", name="Sign out everywhere else").count():
+        page.get_by_role("button", name="Sign out everywhere else").click()
+        look("end-other-sessions")
+    page.goto(f"{demo.site}/safe/vault/")
+    look("provider-second-factor")
+    page.get_by_role("button", name="Confirm on your other device").click()
+    look("vault")
+    page.goto(f"{demo.site}/safe/")
+    look("safe")
     page.goto(demo.site)
     page.get_by_role("button", name="Sign out").click()
     look("signed-out")
