@@ -42,8 +42,8 @@ class Site:
     """A site with one provider, "op".
 
     database: an entry for DATABASES. provider: its options in OIDC_RP. api: what the callers call.
-    options: more of OIDC_RP. cache: an entry for CACHES. Set in the environment of each process:
-    TOKEN_KEYS, one SECRET_KEY.
+    options: more of OIDC_RP. cache: an entry for CACHES. settings: any others. Set in the
+    environment of each process: TOKEN_KEYS, one SECRET_KEY.
     """
 
     database: Mapping[str, Any]
@@ -51,6 +51,7 @@ class Site:
     api: str
     options: Mapping[str, Any] = field(default_factory=dict)
     cache: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     secret_key: str = field(default_factory=lambda: token_urlsafe(50))
     token_key: str = field(default_factory=new_token_key)
 
@@ -63,6 +64,7 @@ class Site:
             "oidc_rp": oidc_rp | dict(self.options),
             "api": self.api,
             "cache": self.cache,
+            "settings": dict(self.settings),
         }
         return {
             **os.environ,

@@ -55,7 +55,7 @@ class TinyOP:
         """A resource server that takes the OP's access tokens."""
         return f"{self.issuer}/api/calendar"
 
-    def control(self, path: str = "", **settings: Any) -> dict[str, int]:
+    def control(self, path: str = "", **settings: Any) -> dict[str, Any]:
         """Set attributes, if any are given; return what was counted since the start."""
         answer = self.session.post(f"{self.issuer}/control{path}", json=settings, timeout=10)
         answer.raise_for_status()
