@@ -17,7 +17,8 @@ CHECK_DEMO = DEMO_DIR=.test/demo
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint typecheck checks further in-browser on-servers oldest newest package bench measure build clean
+.PHONY: help demo test test-all lint typecheck checks further in-browser on-servers oldest newest \
+    oldest-and-newest package bench measure build clean
 
 help:
 	@echo "make demo       the demo site and its OpenID Provider  [PORT=8000 OP_PORT=9000]"
@@ -44,7 +45,7 @@ test-all: test further
 	@echo "test-all: everything passed, nothing was left out."
 
 # All but `make test`, for whoever has just run that.
-further: lint typecheck checks in-browser on-servers oldest newest package
+further: lint typecheck checks in-browser on-servers oldest-and-newest package
 
 lint: $(READY)
 	@$(BIN)/ruff check
@@ -80,6 +81,15 @@ oldest:
 newest:
 	@python=$$(tests/packaging/find_python 3.13 3.14) && $(MAKE) --no-print-directory test \
 	    PYTHON="$$python" VENV=.venv-newest OVERRIDES=tests/packaging/newest.txt
+
+# At once: most of a test's time is spent waiting.
+oldest-and-newest:
+	@mkdir -p .test
+	@$(MAKE) --no-print-directory oldest >.test/oldest.log 2>&1 & oldest=$$!; \
+	$(MAKE) --no-print-directory newest; newest=$$?; \
+	wait $$oldest; oldest=$$?; \
+	cat .test/oldest.log; \
+	exit $$((oldest + newest))
 
 package: build
 	@$(BIN)/python -m tests.packaging.smoke dist/*.whl
