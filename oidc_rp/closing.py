@@ -7,7 +7,7 @@ late, and an OP that is down keeps nobody signed in (M56, M58, M60).
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import wait as wait_for
 from functools import partial
 from typing import Any
@@ -17,10 +17,10 @@ from django.db import DatabaseError, InterfaceError, models, transaction
 
 from . import conf, grants, revocation, session_index, session_store, signals
 from .errors import TemporarilyUnavailable
-from .models import DatabaseClock, Grant, Identity
+from .models import DatabaseClock, Grant, Identity, digest
 from .own_connection import caller_may_roll_back, detached, must_share, transaction_on
 from .protocol.tokens import RefreshToken
-from .sessions import began_at_an_op, grant_of, row_of
+from .sessions import Held, browser_of, held_by
 
 logger = logging.getLogger("oidc_rp")
 
@@ -64,6 +64,14 @@ def end_session_grant(
     return end(grant_id, reason, revoke=revoke, actor=actor)
 
 
+def end_offline_access(slug: str, iss: str, sub: str, reason: str, *, actor: str = "") -> None:
+    """Close what this person granted at this provider for times when they are away."""
+    rows = Grant.objects.using(grants.database()).filter(provider=slug, durable=True)
+    theirs = rows.filter(status=Grant.OPEN, identity__digest=digest(iss, sub))
+    for grant_id in list(theirs.values_list("pk", flat=True)):
+        end(grant_id, reason, actor=actor)
+
+
 def tell_closed(grant: Any, reason: str, code: str, actor: str = "") -> None:
     """Say that a grant is closed: in its timeline, and to whoever listens."""
     grants.note(grant, "closed", reason, actor)
@@ -80,26 +88,32 @@ def end_sessions(
     """End these rows of the index, their stored sessions, and what was granted to them alone.
 
     which: of session_index.rows(). From the first statement on none of them is good for another
-    request; each table takes one statement, however many they are. Returns how many have ended now.
+    request; each table takes one statement, however many they are. The OP is told last of all.
+    Returns how many have ended now.
     """
     with transaction_on(grants.database()):
         ended = which.filter(ended_at=None).update(ended_at=DatabaseClock())
     rows = list(which.exclude(ended_at=None))
     if ended:
         grants.note_all([(row.identity_id, None) for row in rows], "session_ended", reason, actor)
-    _end_bound([row.grant_id for row in rows if row.grant_id], reason, revoke, actor)
+    closed = _end_bound([row.grant_id for row in rows if row.grant_id], reason, revoke)
     _forget_stored([(row.pk, row.session_key) for row in rows])
+    if closed:
+        _tell_all_closed(closed, reason, revoke, actor)
     return ended
 
 
-def _end_bound(grant_ids: Collection[str], reason: str, revoke: bool, actor: str) -> None:
+def _end_bound(grant_ids: Collection[str], reason: str, revoke: bool) -> list[Any]:
     """Close what sessions leave behind; what somebody holds is left to oidc_prune."""
     try:
-        closed = grants.close_many(grant_ids, reason, revoke=revoke) if grant_ids else []
+        return grants.close_many(grant_ids, reason, revoke=revoke) if grant_ids else []
     except _FAILURES:
         logger.exception("%d sessions have ended, and their grants have not", len(grant_ids))
-        return
-    if closed and revoke:
+        return []
+
+
+def _tell_all_closed(closed: Sequence[Any], reason: str, revoke: bool, actor: str) -> None:
+    if revoke:
         revocation.soon()
     grants.note_all([(grant.identity_id, grant.pk) for grant in closed], "closed", reason, actor)
     for grant in closed:
@@ -107,16 +121,23 @@ def _end_bound(grant_ids: Collection[str], reason: str, revoke: bool, actor: str
         signals.send_after_commit(signals.grant_closed, Identity, **told)
 
 
-def end_beside(which: "models.QuerySet[Any, Any]", reason: str) -> None:
+def end_beside(
+    which: "models.QuerySet[Any, Any]", reason: str, *, revoke: bool = True, actor: str
+) -> None:
     """End these sessions on a connection of our own, for a caller who waits a moment only: what a
     request of the same person holds is waited for two seconds, and not much longer altogether.
 
-    Raises TemporarilyUnavailable when that does not do; the work goes on.
+    Raises TemporarilyUnavailable when that does not do; the work goes on. Raises a DatabaseError
+    or an InterfaceError when they have not ended.
     """
+
+    def work() -> int:
+        return end_sessions(which, reason, revoke=revoke, actor=actor)
+
     if must_share(grants.database()):
-        end_sessions(which, reason, actor="OP")
+        work()
         return
-    ended = detached(lambda: end_sessions(which, reason, actor="OP"))
+    ended = detached(work)
     if not wait_for([ended], _ANSWER_WITHIN).done:
         raise TemporarilyUnavailable("logout.busy", "not done yet", retry_after=5.0)
     ended.result()
@@ -171,24 +192,48 @@ def _deleted(ended: Sequence[tuple[str, str]]) -> bool:
 def forget_session(request: Any, **_: Any) -> None:
     """End what belongs to this session alone; a receiver of user_logged_out.
 
-    A database that fails keeps nobody signed in (M56); oidc_prune closes the grant then.
+    The stored session goes first, before Django deletes it: whoever is told of its grant, the OP
+    too, is told of a session that is over (M56). A database that fails keeps nobody signed in;
+    oidc_prune closes the grant then.
     """
     if not hasattr(request, "session"):
         return
     session = request.session
-    try:
-        if began_at_an_op(session) and (key := session_store.key_of(session)):
-            session_index.mark(session_index.of_key(key))
-        session_index.remove(row_of(session))
-        end_session_grant(grant_of(session), grants.LOGOUT)
-    except _FAILURES:
-        logger.exception("a session ends, and what belongs to it does not")
+    if browser := browser_of(session):
+        _attempt(lambda: session_index.mark(session_index.of_browser(browser)))
+    held = held_by(session)
+    if held.grant and (key := session_store.key_of(session)):
+        _attempt(lambda: session_store.delete([key]))
+    _forget_held(held)
 
 
 def forget_replaced_session(request: Any, user: Any, **_: Any) -> None:
-    """End what belongs to this session when its user signs in anew by other means than an OP."""
-    if not hasattr(user, "oidc_sign_in"):
-        forget_session(request)
+    """End what belongs to this session when somebody signs in anew by other means than an OP; a
+    receiver of user_logged_in.
+
+    Where it was somebody else's, Django has emptied it: SessionRenewal knows what it was.
+    """
+    if hasattr(user, "oidc_sign_in") or not hasattr(request, "session"):
+        return
+    held, seen = held_by(request.session), session_index.seen(request)
+    if not held.row and seen is not None:
+        held = Held(seen.grant_id or "", seen.pk)
+    _forget_held(held)
+
+
+def _forget_held(held: Held) -> None:
+    _attempt(lambda: session_index.remove(held.row))
+    _attempt(lambda: end_session_grant(held.grant, grants.LOGOUT))
+
+
+def _attempt(step: Callable[[], Any]) -> None:
+    """One of several steps, each of which is worth doing when another one fails; what fails leaves
+    a transaction of the caller's as it was."""
+    try:
+        with transaction.atomic(using=grants.database()):
+            step()
+    except Exception:  # a session engine has its own kinds
+        logger.exception("a session ends, and what belongs to it does not")
 
 
 def forget_user(instance: Any, created: bool, **_: Any) -> None:

@@ -2,7 +2,8 @@
 (Back-Channel and Front-Channel Logout)."""
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from django.views.generic import View
 from mozilla_django_oidc.views import OIDCLogoutView
 
 from . import closing, conf, grants, session_index, sessions
-from .errors import InvalidResponse, OIDCError
+from .errors import InvalidResponse, OIDCError, TemporarilyUnavailable, TransportError
 from .models import Identity, digest
 from .protocol.bearer import origin_of
 from .protocol.id_token import MAX_SUB_LENGTH
@@ -36,7 +37,17 @@ from .protocol.logout import LogoutRequest, LogoutTokenClaims
 from .protocol.tokens import IdToken
 from .refusals import log_refusal
 from .relying_party import RelyingParty, relying_party
-from .visits import RefusingView, forget_failure, next_url_of, public, safe_url, ui_locales
+from .visits import (
+    LANDED,
+    RefusingView,
+    forget_failure,
+    landing,
+    next_url_of,
+    parameters_of,
+    public,
+    safe_url,
+    ui_locales,
+)
 
 logger = logging.getLogger("oidc_rp")
 
@@ -55,7 +66,10 @@ class LogoutView(RefusingView, OIDCLogoutView):  # type: ignore[misc]
         next_url = next_url_of(request)
         left = _take_leave(request)
         auth_logout(request)
-        url = _at_the_op(request, left, next_url) if left else None
+        if left is None:
+            return _logged_out(request, next_url)
+        _end_offline_access(left)
+        url = _at_the_op(request, left, next_url)
         return HttpResponseRedirect(url) if url else _logged_out(request, next_url)
 
 
@@ -66,14 +80,23 @@ class LoggedOutView(RefusingView):
     http_method_names = ["get", "head"]
 
     def get(self, request: HttpRequest) -> HttpResponse:
-        state = request.GET.get("state", "")
+        states = parameters_of(request).getlist("state")
+        state = states[0] if len(states) == 1 else ""
+        if state and _lost_its_cookie(request):
+            return landing(request, [("state", state)], signed_out=True)
         next_url = sessions.take_return(request.session, state) if state else None
-        if state and next_url is None:
+        if states and next_url is None:
             logger.warning(
                 "no logout of this browser has this state", extra={"code": "logout.state"}
             )
         returned = next_url is not None
         return _logged_out(request, safe_url(request, next_url or ""), at_the_op=returned)
+
+
+def _lost_its_cookie(request: HttpRequest) -> bool:
+    """Whether SameSite=Strict kept our cookie from the OP's redirect."""
+    here = settings.SESSION_COOKIE_NAME in request.COOKIES or LANDED in request.GET
+    return not here and str(settings.SESSION_COOKIE_SAMESITE or "").lower() == "strict"
 
 
 _from_the_op: list[Any] = [login_not_required, transaction.non_atomic_requests]
@@ -92,13 +115,11 @@ class BackchannelLogoutView(View):
     def post(self, request: HttpRequest, slug: str) -> HttpResponse:
         try:
             logout_token, party = _logout_token(request), relying_party(slug)
-            _end_all(party.received_logout(logout_token))
+            with _database_may_fail():
+                _end_all(party.received_logout(logout_token), slug)
         except OIDCError as error:
             forget_failure(error)
             return _refused(slug, error)
-        except (DatabaseError, InterfaceError):
-            logger.exception("back-channel logout: the database fails")
-            return _not_stored(JsonResponse({"error": "temporarily_unavailable"}, status=400))
         return _not_stored(HttpResponse())
 
 
@@ -114,14 +135,15 @@ class FrontchannelLogoutView(View):
 
     def get(self, request: HttpRequest, slug: str) -> HttpResponse:
         try:
-            provider = conf.provider(slug)
-            iss, sid = _named(request, provider)
+            party = relying_party(slug)
+            iss, sid = _named(request, party.provider)
+            with _database_may_fail():
+                _end_the_one(iss, sid, slug)
+            ancestors = " ".join(sorted(_origins(party)))
         except OIDCError as error:
+            forget_failure(error)
             return _refused(slug, error)
-        named = session_index.rows().filter(sid_digest=digest(iss, sid))
-        closing.end_sessions(named, grants.FRONTCHANNEL_LOGOUT, revoke=False, actor=f"OP {slug}")
         response = HttpResponse("<!doctype html><title>Signed out</title>")
-        ancestors = " ".join(sorted(_origins(relying_party(slug))))
         response["Content-Security-Policy"] = f"default-src 'none'; frame-ancestors {ancestors}"
         return _not_stored(response)
 
@@ -134,23 +156,35 @@ class Leave:
     """What a session leaves behind for its logout at the OP."""
 
     slug: str
+    iss: str
+    sub: str
+    user: Any
     id_token: IdToken | None = field(repr=False)
 
 
 def _take_leave(request: HttpRequest) -> Leave | None:
-    """What the OP has to be told, read before it is gone; end what is not the session's own."""
+    """What the OP has to be told, read before it is gone; None for a session of another kind."""
     login = sessions.current_login(request)
     if login is None:
         return None
+    id_token = None
     try:
         row = session_index.read(login.session) if login.session else None
-        provider = conf.providers().get(login.provider)
-        if provider is not None and provider.logout_ends_offline_access and login.grant:
-            closing.end(login.grant, grants.LOGOUT, actor=f"user {request.user.pk}")
-        return Leave(login.provider, session_index.id_token_of(row) if row else None)
+        id_token = session_index.id_token_of(row) if row else None
     except (DatabaseError, InterfaceError):
-        logger.exception("logout: the database fails")
-        return Leave(login.provider, None)
+        logger.exception("logout: no ID Token for the OP, the database fails")
+    return Leave(login.provider, login.iss, login.sub, request.user.pk, id_token)
+
+
+def _end_offline_access(left: Leave) -> None:
+    """End what is not the session's own, where the site wants that (LOGOUT_ENDS_OFFLINE_ACCESS)."""
+    provider, actor = conf.providers().get(left.slug), f"user {left.user}"
+    if provider is None or not provider.logout_ends_offline_access:
+        return
+    try:
+        closing.end_offline_access(left.slug, left.iss, left.sub, grants.LOGOUT, actor=actor)
+    except (DatabaseError, InterfaceError):
+        logger.exception("logout: the offline access has not ended, the database fails")
 
 
 def _at_the_op(request: HttpRequest, left: Leave, next_url: str) -> str | None:
@@ -194,7 +228,7 @@ def _logged_out(request: HttpRequest, next_url: str, *, at_the_op: bool = False)
 
 def _logout_token(request: HttpRequest) -> str:
     """The one parameter of the request (§2.5); others may come, and are not looked at."""
-    if request.content_type != "application/x-www-form-urlencoded":
+    if request.content_type != "application/x-www-form-urlencoded":  # Django has it in lower case
         raise InvalidResponse("logout_token.content_type", received=request.content_type)
     try:
         body = request.read(MAX_BODY + 1)
@@ -208,7 +242,17 @@ def _logout_token(request: HttpRequest) -> str:
     return str(found[0])
 
 
-def _end_all(claims: LogoutTokenClaims) -> None:
+@contextmanager
+def _database_may_fail() -> Iterator[None]:
+    """The OP is told that it may try again."""
+    try:
+        yield
+    except (DatabaseError, InterfaceError) as error:
+        logger.exception("logout by the OP: the database fails")
+        raise TemporarilyUnavailable("logout.database", retry_after=5.0) from error
+
+
+def _end_all(claims: LogoutTokenClaims, slug: str) -> None:
     """End every session of the subject, or the one that `sid` names (M58).
 
     The mark comes first: a login that is under way finds it, whenever that one is stored.
@@ -218,8 +262,16 @@ def _end_all(claims: LogoutTokenClaims) -> None:
     mark = session_index.mark(subject, iss, claims.jti)
     if mark.done_at is not None:
         raise InvalidResponse("logout_token.jti", "this token was taken before")
-    closing.end_beside(_meant(iss, sub, sid), grants.BACKCHANNEL_LOGOUT)
+    closing.end_beside(_meant(iss, sub, sid), grants.BACKCHANNEL_LOGOUT, actor=f"OP {slug}")
     session_index.done(mark)
+
+
+def _end_the_one(iss: str, sid: str, slug: str) -> None:
+    """End the session that `sid` names, if there is one, and revoke nothing at the OP (M59)."""
+    named = session_index.rows().filter(sid_digest=digest(iss, sid))
+    if named.exists():
+        reason, actor = grants.FRONTCHANNEL_LOGOUT, f"OP {slug}"
+        closing.end_beside(named, reason, revoke=False, actor=actor)
 
 
 def _meant(iss: str, sub: str | None, sid: str | None) -> Any:
@@ -233,10 +285,14 @@ def _meant(iss: str, sub: str | None, sid: str | None) -> Any:
 
 def _named(request: HttpRequest, provider: conf.Provider) -> tuple[str, str]:
     """The two parameters of Front-Channel Logout §2, both of them required here."""
+    try:
+        given = QueryDict(request.META.get("QUERY_STRING", ""), encoding="utf-8")
+    except SuspiciousOperation as error:
+        raise InvalidResponse("logout.unreadable", "no readable parameters") from error
     for name in ("iss", "sid"):
-        if len(request.GET.getlist(name)) != 1:
+        if len(given.getlist(name)) != 1:
             raise InvalidResponse(f"logout.{name}", "missing, or there more than once")
-    iss, sid = request.GET["iss"], request.GET["sid"]
+    iss, sid = given["iss"], given["sid"]
     if iss not in provider.issuers():
         raise InvalidResponse("logout.iss", expected=list(provider.issuers()), received=iss)
     if not 0 < len(sid) <= MAX_SUB_LENGTH:
@@ -256,7 +312,9 @@ def _origins(party: RelyingParty) -> set[str]:
 def _refused(slug: str, error: OIDCError) -> HttpResponse:
     """400, whatever it was (Back-Channel Logout §2.8); the log knows more."""
     reference = log_refusal(error, slug, "logout")
-    told = {"error": "invalid_request", "error_description": f"{error.code} ({reference})"}
+    later = isinstance(error, TemporarilyUnavailable | TransportError)
+    name = "temporarily_unavailable" if later else "invalid_request"
+    told = {"error": name, "error_description": f"{error.code} ({reference})"}
     return _not_stored(JsonResponse(told, status=400))
 
 

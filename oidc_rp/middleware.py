@@ -41,9 +41,6 @@ USELESS_AFTER = timedelta(seconds=30)
 """A login so short ago did not help, and the next one would not: the browser would go round."""
 
 
-_ROW = "_oidc_rp_session"
-
-
 class SessionRenewal(MiddlewareMixin):
     """Stands right below AuthenticationMiddleware, and works in sync and async sites.
 
@@ -66,13 +63,13 @@ class SessionRenewal(MiddlewareMixin):
             return
         if row.now - row.last_seen_at > session_index.SEEN_EVERY:
             session_index.note_seen(row)
-        setattr(request, _ROW, row)
+        session_index.keep_in_view(request, row)
 
     def process_view(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> HttpResponse | None:
         """Have the OP vouch for a session whose time has come."""
-        row, match = getattr(request, _ROW, None), request.resolver_match
+        row, match = session_index.seen(request), request.resolver_match
         if row is None or (match and _is_ours(match)) or not request.user.is_authenticated:
             return None
         try:
@@ -90,7 +87,7 @@ class SessionRenewal(MiddlewareMixin):
 
     def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         """Keep the index true when a view has given the session another key, or password hash."""
-        row = getattr(request, _ROW, None)
+        row = session_index.seen(request)
         if row is not None and row_of(request.session) == row.pk:
             session_index.keep_true(row, request.session)
         return response

@@ -97,6 +97,20 @@ def id_token_of(row: Session) -> IdToken | None:
     return None
 
 
+_SEEN = "_oidc_rp_session"
+
+
+def keep_in_view(request: HttpRequest, row: Session) -> None:
+    """Let whoever handles this request find the row that its session came with."""
+    setattr(request, _SEEN, row)
+
+
+def seen(request: HttpRequest) -> Any:
+    """The row that the session of this request came with, as read() returned it; None for none, or
+    where nobody has looked."""
+    return getattr(request, _SEEN, None)
+
+
 def note_seen(row: Session) -> None:
     """The session is in use."""
     rows().filter(pk=row.pk).update(last_seen_at=DatabaseClock())
@@ -144,9 +158,9 @@ def of_sub(iss: str, sub: str) -> str:
     return _digest_of(f"sub {digest(iss, sub)}")
 
 
-def of_key(session_key: str) -> str:
-    """The subject of a mark: one session of Django."""
-    return _digest_of(f"key {session_key}")
+def of_browser(browser: str) -> str:
+    """The subject of a mark: whatever a browser had begun; browser: as in sessions.browser_of()."""
+    return _digest_of(f"browser {browser}")
 
 
 def mark(subject: str, iss: str = "", jti: str = "") -> Any:
@@ -177,7 +191,7 @@ def was_logged_out(row: Session, identity: Identity, pending: PendingLogin) -> b
     """
     subjects = [of_sub(identity.iss, identity.sub)]
     subjects += [of_sid(identity.iss, row.sid)] if row.sid else []
-    subjects += [of_key(pending.session_key)] if pending.session_key else []
+    subjects += [of_browser(pending.browser)] if pending.browser else []
     return _marks().filter(subject__in=subjects, at__gte=_moment(pending.created_at)).exists()
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from django.conf import settings
-from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
+from django.contrib.sessions.backends import cache, cached_db, db, file, signed_cookies
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.cache import caches
 from django.db import router
@@ -64,8 +64,19 @@ def alive(keys: Collection[str]) -> set[str]:
             rows = _rows(engine).filter(session_key__in=some, expire_date__gt=timezone.now())
             found.update(rows.values_list("session_key", flat=True))
         else:
-            found.update(key for key in some if engine().exists(key))
+            found.update(key for key in some if _has(engine, key))
     return found
+
+
+def _has(engine: Any, key: str) -> bool:
+    """Whether the store has this session, and it has not expired."""
+    if not issubclass(engine, file.SessionStore):
+        return bool(engine().exists(key))
+    session = engine(key)  # a file stays until somebody reads it, and then another one is made
+    session.load()
+    if session.session_key not in (None, key):
+        session.delete()
+    return bool(session.session_key == key)
 
 
 def _batches(keys: Sequence[str]) -> Iterator[list[str]]:

@@ -21,7 +21,6 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from . import session_store
 from .errors import InvalidResponse
 from .grants import Owner
 from .protocol.authentication import ANYHOW, AuthenticationRequest, StepUp
@@ -30,6 +29,7 @@ from .relying_party import Login
 logger = logging.getLogger("oidc_rp")
 
 PENDING = "oidc_rp_pending"
+BROWSER = "oidc_rp_browser"
 CURRENT = "oidc_rp_login"
 LOCAL = "oidc_rp_local_login"
 NOTICE = "oidc_rp_notice"
@@ -54,8 +54,8 @@ class PendingLogin:
 
     created_at: seconds since the epoch. next_url: checked when it was stored, and again at use.
     linker: the key of the user who started it by a form of ours; only to that one may it link.
-    purpose: SIGN_IN, LINK, RENEW or STEP_UP. session_key: Django's, when the response came; it is
-    not stored.
+    purpose: SIGN_IN, LINK, RENEW or STEP_UP. browser: as browser_of() said when the response came;
+    it is not stored with it.
     """
 
     provider: str
@@ -64,7 +64,7 @@ class PendingLogin:
     created_at: float
     linker: str = ""
     purpose: str = SIGN_IN
-    session_key: str = field(repr=False, default="")
+    browser: str = field(repr=False, default="")
 
 
 def remember(session: SessionBase, pending: PendingLogin) -> None:
@@ -75,6 +75,7 @@ def remember(session: SessionBase, pending: PendingLogin) -> None:
     while len(stored) > MAX_PENDING or (len(stored) > 1 and len(dumps(stored)) > MAX_SIZE):
         del stored[next(iter(stored))]  # the oldest: a dict, and JSON, keep the order
     session[PENDING] = stored
+    session.setdefault(BROWSER, token_urlsafe(12))
 
 
 def take(request: HttpRequest, state: str) -> PendingLogin:
@@ -83,7 +84,7 @@ def take(request: HttpRequest, state: str) -> PendingLogin:
     It is gone from the stored session when this returns, and no second request goes on with it.
     Raises InvalidResponse "state.unknown", "state.used" or "state.expired".
     """
-    session_key = session_store.key_of(request.session)
+    browser = browser_of(request.session)
     pending = _popped(request.session, state)
     if pending is None:
         raise InvalidResponse("state.unknown", "no login of this browser has this state")
@@ -92,7 +93,7 @@ def take(request: HttpRequest, state: str) -> PendingLogin:
         raise InvalidResponse("state.used", "this response was already used")
     if not 0 <= timezone.now().timestamp() - pending.created_at <= LIFETIME:
         raise InvalidResponse("state.expired", expected=f"within {LIFETIME} s")
-    return replace(pending, session_key=session_key)
+    return replace(pending, browser=browser)
 
 
 def _popped(session: SessionBase, state: str) -> PendingLogin | None:
@@ -227,14 +228,14 @@ def signed_in_locally(request: HttpRequest, within: timedelta) -> bool:
 def clear_for(request: HttpRequest, user: Any, *, keep_anonymous: bool) -> None:
     """Empty the session for somebody who signs in, and give it a new key.
 
-    Kept: the pending logins of other tabs; what the same user had; what an anonymous visitor
-    left, if the site asks for that.
+    Kept: the pending logins of other tabs, and that they are of one browser; what the same user
+    had; what an anonymous visitor left, if the site asks for that.
     """
     session = request.session
     known = request.user.is_authenticated
     keep = request.user.pk == user.pk if known else keep_anonymous
     if not keep:
-        for key in set(session.keys()) - {PENDING}:
+        for key in set(session.keys()) - {PENDING, BROWSER}:
             del session[key]
     elif known:
         session.cycle_key()  # Django's login() does it for everybody else
@@ -336,7 +337,8 @@ def expect_return(session: SessionBase, next_url: str) -> str:
 def take_return(session: SessionBase, state: str) -> str | None:
     """Where to go after the logout of this state; None for one that is not this browser's."""
     stored = session.pop(LOGGED_OUT, None)
-    if not isinstance(stored, dict) or not compare_digest(state.encode(), stored["state"].encode()):
+    expected = str(stored.get("state", "")) if isinstance(stored, dict) else ""
+    if not expected or not compare_digest(state.encode("utf-8", "replace"), expected.encode()):
         return None
     age = timezone.now().timestamp() - float(stored["at"])
     return str(stored["next"]) if 0 <= age <= LIFETIME else None
@@ -347,9 +349,10 @@ def leave_notice(session: SessionBase, notice: str) -> None:
     session[NOTICE] = notice
 
 
-def began_at_an_op(session: SessionBase) -> bool:
-    """Whether a login at an OP has begun in this session, or ended in it."""
-    return PENDING in session or CURRENT in session
+def browser_of(session: SessionBase) -> str:
+    """What all logins of a browser have in common until it signs out, whatever becomes of the
+    session's key; "" before the first one."""
+    return str(session.get(BROWSER, ""))
 
 
 def owner_of(request: HttpRequest) -> Owner | None:

@@ -113,13 +113,19 @@ def ui_locales(party: RelyingParty) -> str | None:
     return next((locale for locale in spoken if locale.lower() == language), None)
 
 
-def landing(request: HttpRequest, fields: list[tuple[str, str]]) -> HttpResponse:
+def landing(
+    request: HttpRequest, fields: list[tuple[str, str]], *, signed_out: bool = False
+) -> HttpResponse:
     """A page of ours that sends the same parameters again, now from our own site, so that the
-    cookie comes along. What binds them to this browser is checked then, as always."""
+    cookie comes along. What binds them to this browser is checked then, as always.
+
+    signed_out: for somebody on the way back from a logout.
+    """
     context = {
         "action": request.path,
         "method": request.method.lower() if request.method else "get",
         "fields": [*fields, (LANDED, "1")],
+        "signed_out": signed_out,
     }
     response = render(request, "oidc_rp/landing.html", context)
     response["Referrer-Policy"] = "no-referrer"
