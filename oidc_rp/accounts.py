@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from django.conf import settings
-from django.contrib.auth import get_user_model
+from django.contrib.auth import get_backends, get_user_model
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import Group
 from django.core.exceptions import (
@@ -23,6 +23,7 @@ from django.core.exceptions import (
     ValidationError,
 )
 from django.db import DataError, IntegrityError, models, router, transaction
+from django.db.models import F
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
@@ -143,20 +144,35 @@ def unlink(identity: Identity) -> bool:
     Returns whether it is gone. Two at once lock nobody out: they wait for one another.
     """
     with _atomic():
-        theirs = Identity.objects.filter(user=identity.user_id).order_by("pk")
-        locked = list(theirs.select_for_update().values_list("pk", flat=True))
-        if identity.pk in locked and not may_unlink(identity):
+        theirs = identities_of(identity.user_id)
+        theirs.update(user=F("user"))  # by a write, and first: SQLite knows no other lock
+        if not theirs.filter(pk=identity.pk).exists():
+            return True
+        if not may_unlink(identity):
             return False
         identity.delete()
     return True
 
 
 def may_unlink(identity: Identity) -> bool:
-    """Whether its user has another way in: a password, or an identity at a provider we know."""
-    if identity.user.has_usable_password():
+    """Whether its user has another way in: a password that a backend asks for, or an identity whose
+    issuer is one of ours, whatever that provider was called when it was linked."""
+    if identity.user.has_usable_password() and _takes_passwords():
         return True
-    others = Identity.objects.filter(user=identity.user_id).exclude(pk=identity.pk)
-    return others.filter(provider__in=[*providers()]).exists()
+    issuers = {iss for provider in providers().values() for iss in provider.issuers()}
+    others = identities_of(identity.user_id).exclude(pk=identity.pk)
+    return not issuers.isdisjoint(others.values_list("iss", flat=True))
+
+
+def _takes_passwords() -> bool:
+    """Whether somebody may come by anything but the word of an OP, as these backends want it."""
+    return any(not hasattr(backend, "verify_claims") for backend in get_backends())
+
+
+def identities_of(user_pk: Any) -> "models.QuerySet[Any, Any]":
+    """The identities of a user, where they are written: a replica may not know the latest."""
+    alias = router.db_for_write(Identity)
+    return Identity.objects.using(alias).filter(user=user_pk)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Group, User
 from django.db import connection
-from django.db.models.signals import pre_save
+from django.db.models.signals import post_delete, pre_save
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -869,6 +869,118 @@ def test_M34_nothing_is_linked_by_default(op: OpenIDProvider) -> None:
     assert where == "/home/"
     assert browser.client.session["_auth_user_id"] != str(jane.pk)
     assert not jane.oidc_identities.exists()  # type: ignore[attr-defined]
+
+
+# Linking and unlinking by hand; the page itself is in test_identities.py
+
+
+def test_M38_link_takes_an_identity_that_nobody_has(op: OpenIDProvider, db: None) -> None:
+    """No user is made, found or filled, whatever the claims and the options say."""
+    provider = provider_with(DANGEROUSLY_LINK_BY_EMAIL=verified, CREATE_USERS=True)
+    login = login_with(provider, {"email": "eve@example.com", "email_verified": True})
+    jane, _eve = local_user(), local_user("eve", email="eve@example.com")
+    linked = accounts.link(login, OIDCBackend(), jane)
+    assert (linked.user, linked.identity.user, linked.linked) == (jane, jane, True)
+    again = accounts.link(login, OIDCBackend(), jane)
+    assert (again.identity, again.linked) == (linked.identity, False)
+    jane.refresh_from_db()
+    assert jane.email == "JaneDoe@example.com"
+    assert User.objects.count() == 2
+
+
+def link_refused(login: Login, user: User) -> str:
+    with pytest.raises(LoginRefused) as refused:
+        accounts.link(login, OIDCBackend(), user)
+    return refused.value.code
+
+
+def test_M38_link_moves_nothing_and_nobody(db: None) -> None:
+    """Neither what is somebody else's, nor to somebody inactive or barred."""
+    login = login_with(provider_with(), {})
+    jane, eve = local_user(), local_user("eve", email="eve@example.com")
+    assert link_refused(login, local_user("gone", is_active=False)) == "account.inactive"
+    barred = login_with(provider_with(EMAIL_DOMAINS=["corp.example"]), {})
+    assert link_refused(barred, jane) == "account.email_domain"
+    assert not Identity.objects.exists()
+    identity = accounts.link(login, OIDCBackend(), jane).identity
+    assert link_refused(login, eve) == "account.linked_elsewhere"
+    assert Identity.objects.get() == identity
+    assert Identity.objects.get().user == jane
+
+
+@pytest.mark.django_db(transaction=True)
+def test_M38_link_to_a_user_who_was_deleted_meanwhile_is_a_refusal() -> None:
+    """The database has the last word."""
+    deleted = local_user("deleted")
+    User.objects.filter(pk=deleted.pk).delete()
+    assert link_refused(login_with(provider_with(), {}), deleted) == "account.collision"
+    assert not Identity.objects.exists()
+
+
+def ways_in(op: OpenIDProvider, *isses: str) -> tuple[User, list[Identity]]:
+    """Somebody with these identities and no password."""
+    user = User.objects.create_user("jane")
+    rows = [
+        Identity.objects.create(user=user, provider="op", iss=iss or op.issuer, sub=str(number))
+        for number, iss in enumerate(isses)
+    ]
+    return user, rows
+
+
+def test_M38_the_last_way_in_is_not_unlinked(op: OpenIDProvider) -> None:
+    """What another user has is no way in, nor what no provider of this site vouches for."""
+    _jane, (identity, elsewhere) = ways_in(op, "", "https://other.example")
+    other = User.objects.create_user("other")
+    Identity.objects.create(user=other, provider="op", iss=op.issuer, sub="other")
+    assert not accounts.may_unlink(identity)
+    assert not accounts.unlink(identity)
+    assert accounts.unlink(elsewhere)
+    assert not accounts.unlink(identity)
+    assert Identity.objects.filter(pk=identity.pk).exists()
+
+
+@pytest.mark.parametrize(
+    ("backends", "may"),
+    [
+        ([OIDC_BACKEND, MODEL_BACKEND], True),
+        (["tests.test_accounts.Subclass", "tests.test_backends.AnswersEverybody"], True),
+        ([OIDC_BACKEND], False),
+        (["tests.test_accounts.Subclass"], False),
+    ],
+)
+def test_M38_a_password_is_a_way_in_where_a_backend_asks_for_it(
+    op: OpenIDProvider, settings: Any, backends: list[str], may: bool
+) -> None:
+    """A backend for the word of an OP does not."""
+    user, (identity,) = ways_in(op, "")
+    user.set_password("pw")
+    user.save()
+    settings.AUTHENTICATION_BACKENDS = backends
+    assert accounts.unlink(Identity.objects.get()) is may
+    assert Identity.objects.filter(pk=identity.pk).exists() is not may
+
+
+class Subclass(OIDCBackend):
+    """A site's own."""
+
+
+def test_M38_unlinking_what_is_gone_tells_nobody_again(op: OpenIDProvider) -> None:
+    """Somebody else, or another tab, was quicker."""
+    user, (identity, kept) = ways_in(op, "", "")
+    told: list[Any] = []
+
+    def receive(instance: Identity, **_: Any) -> None:
+        told.append(instance.sub)
+
+    post_delete.connect(receive, sender=Identity)
+    try:
+        stale = Identity.objects.get(pk=identity.pk)
+        assert accounts.unlink(identity)
+        assert accounts.unlink(stale)
+    finally:
+        post_delete.disconnect(receive, sender=Identity)
+    assert told == ["0"]
+    assert list(user.oidc_identities.all()) == [kept]  # type: ignore[attr-defined]
 
 
 # Whatever comes
