@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import wait as wait_for
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -258,7 +259,7 @@ def forget_identity(instance: Identity, **_: Any) -> None:
 def tell_unlinked(instance: Identity, origin: Any = None, **_: Any) -> None:
     """Say that an identity is unlinked; a receiver of its post_delete. origin: what was deleted."""
     if getattr(origin, "model", type(origin)) is Identity:
-        told = {"user": instance.user, "identity": instance}
+        told = {"user": instance.user, "identity": copy(instance)}  # Django takes the key away
         signals.send_after_commit(signals.identity_unlinked, Identity, **told)
 
 
