@@ -142,7 +142,7 @@ def is_fresh(request: HttpRequest, within: timedelta) -> bool:
     if login is None:
         return signed_in_locally(request, within)
     moment = login.auth_time or login.at
-    return moment is not None and timezone.now() - moment <= within
+    return moment is not None and -_leeway(login.provider) <= timezone.now() - moment <= within
 
 
 def freshen_url(request: HttpRequest, within: timedelta, next_url: str) -> str:
