@@ -170,7 +170,12 @@ def refuse(
 
 
 def _retry_url(next_url: str) -> str:
-    """The chooser and not the OP: going straight back could go round in circles."""
+    """The chooser and not the OP: going straight back could go round in circles.
+
+    Whoever was linking goes back there: a sign-in instead would make another account.
+    """
+    if next_url == reverse("oidc_rp:identities"):
+        return next_url
     url = reverse("oidc_rp:login_chooser")
     return f"{url}?{urlencode({REDIRECT_FIELD_NAME: next_url})}" if next_url else url
 
