@@ -24,6 +24,7 @@ from .visits import RefusingView, parameters_of, public, start_login
 
 NOTICES: dict[str, str | Promise] = {
     "linked": _("The sign-in is linked to your account."),
+    "linked_before": _("That sign-in was linked to your account already, and still is."),
     "unlinked": _("The sign-in is not linked to your account any more."),
     "ended": _("That session is signed out."),
     "others_ended": _("You are signed out everywhere else."),
@@ -98,17 +99,16 @@ class IdentitiesView(RefusingView):
             return _back(request, "unlinked")
         if not accounts.may_unlink(identity):
             return _back(request, "last_way_in")
+        linked = _linked(identity, request, _labels())
         if "confirmed" not in request.POST:
-            context = {"linked": _linked(identity, request)}
-            return render(request, "oidc_rp/unlink.html", context)
-        here = _linked(identity, request).here
+            return render(request, "oidc_rp/unlink.html", {"linked": linked})
         if not accounts.unlink(identity):
             return _back(request, "last_way_in")
-        return _signed_out(request) if here else _back(request, "unlinked")
+        return _signed_out(request) if linked.here else _back(request, "unlinked")
 
     def _end_session(self, request: HttpRequest) -> HttpResponse:
-        row = request.POST.get("session", "")
-        if row == sessions.row_of(request.session):
+        row = _record_id(request, "session")
+        if row and row == sessions.row_of(request.session):
             return _signed_out(request)
         one = session_index.rows().filter(identity__user=request.user, pk=row)
         closing.end_sessions(one, grants.LOGOUT, actor=f"user {request.user.pk}")
@@ -123,9 +123,10 @@ class IdentitiesView(RefusingView):
         return _back(request, "others_ended")
 
     def _context(self, request: HttpRequest) -> dict[str, Any]:
-        notice = request.session.pop(sessions.NOTICE, None)
-        identities = [_linked(row, request) for row in self._own(request)]
-        signed_in = [_signed_in(row, request) for row in session_index.alive(request.user)]
+        notice, labels = request.session.pop(sessions.NOTICE, None), _labels()
+        identities = [_linked(row, request, labels) for row in self._own(request)]
+        alive = session_index.alive(request.user)
+        signed_in = [_signed_in(row, request, labels) for row in alive]
         return {
             "identities": identities,
             "sessions": sorted(signed_in, key=lambda one: not one.here),
@@ -137,13 +138,19 @@ class IdentitiesView(RefusingView):
         }
 
     def _own(self, request: HttpRequest) -> Any:
-        return Identity.objects.filter(user=request.user.pk).order_by("pk").select_related("user")
+        return accounts.identities_of(request.user.pk).order_by("pk").select_related("user")
 
 
 def _key(request: HttpRequest, name: str) -> int:
     """A key of the form, as far as it is one."""
     value = request.POST.get(name, "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else -1
+
+
+def _record_id(request: HttpRequest, name: str) -> str:
+    """The id of a record in the form, as far as it is one."""
+    value: str = request.POST.get(name, "")
+    return value if value.isascii() and value.isalnum() else ""
 
 
 def _back(request: HttpRequest, notice: str) -> HttpResponse:
@@ -157,21 +164,25 @@ def _signed_out(request: HttpRequest) -> HttpResponse:
     return HttpResponseRedirect(reverse("oidc_rp:login_chooser"))
 
 
-def _label(slug: str) -> str | Promise:
-    provider = conf.providers().get(slug)
-    return slug if provider is None else provider.label
+Labels = dict[str, str | Promise]
 
 
-def _linked(row: Identity, request: HttpRequest) -> LinkedIdentity:
+def _labels() -> Labels:
+    """What each provider is called; asked once for a page, for the site may look it up."""
+    return {slug: provider.label for slug, provider in conf.providers().items()}
+
+
+def _linked(row: Identity, request: HttpRequest, labels: Labels) -> LinkedIdentity:
     login = sessions.current_login(request)
     here = login is not None and (login.iss, login.sub) == (row.iss, row.sub)
     told = (row.claims.get(name) for name in ("email", "preferred_username", "name"))
     about = next((text for text in told if isinstance(text, str) and text), row.sub)
-    return LinkedIdentity(row, _label(row.provider), about, here)
+    return LinkedIdentity(row, labels.get(row.provider, row.provider), about, here)
 
 
-def _signed_in(row: Session, request: HttpRequest) -> SignedIn:
+def _signed_in(row: Session, request: HttpRequest, labels: Labels) -> SignedIn:
     agent, here = row.user_agent, row.pk == sessions.row_of(request.session)
     lately = timezone.now() - row.last_seen_at < 2 * session_index.SEEN_EVERY
     browser, system = browser_of(agent), system_of(agent)
-    return SignedIn(row, _label(row.provider), browser, system, here, lately)
+    label = labels.get(row.provider, row.provider)
+    return SignedIn(row, label, browser, system, here, lately)

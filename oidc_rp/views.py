@@ -275,11 +275,12 @@ def _hold(
 def _link(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
     """The identity belongs to who is signed in, and the session stays that of its own login."""
     signed_in = _proven(user)
-    if grants.is_offline(signed_in.login):  # no session would hold any other
-        grants.keep(signed_in.login, signed_in.account.identity)
-    if signed_in.account.linked:
+    login, account = signed_in.login, signed_in.account
+    if grants.is_offline(login) and login.tokens.refresh_token is not None:
+        grants.keep(login, account.identity)  # no session would hold any other
+    if account.linked:
         _tell_linked(request, signed_in)
-    sessions.leave_notice(request.session, "linked")
+    sessions.leave_notice(request.session, "linked" if account.linked else "linked_before")
 
 
 def _tell_linked(request: HttpRequest, signed_in: SignIn) -> None:
