@@ -14,7 +14,8 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.functional import Promise
 from django.utils.http import urlencode
 
-from oidc_rp import conf
+from oidc_rp import conf, session_index
+from oidc_rp.login_urls import login_url, way_back
 
 register = template.Library()
 
@@ -53,6 +54,17 @@ def oidc_providers(context: Context) -> list[LoginButton]:
         )
         for provider in conf.providers().values()
     ]
+
+
+@register.simple_tag(takes_context=True)
+def oidc_sign_in_again(context: Context) -> str:
+    """Return the address of a login where the OP vouches for this session no more, and the site's
+    settings let it go on and ask (SESSION_RENEWAL_FAILED); else nothing."""
+    request = context.get("request") or getattr(context, "request", None)
+    row = session_index.seen(request) if isinstance(request, HttpRequest) else None
+    if row is None or row.failed_at is None:
+        return ""
+    return login_url(row.provider, next_url=way_back(request))
 
 
 @register.inclusion_tag("oidc_rp/_login_buttons.html", takes_context=True)
