@@ -446,25 +446,27 @@ def close_many(ids: Collection[str], reason: str, *, revoke: bool) -> list[Any]:
     revoke: tell the OP, afterwards, where that ends nothing but the grant itself.
     """
     marker, rows = f"closing:{token_hex(8)}", Grant.objects.using(database())
+    at_rest = {name: value for name, value in _AT_REST.items() if "last_error" not in name}
     with transaction_on(database()):
         # First of all, so that nobody changes these rows while they are read.
         taken = rows.filter(pk__in=ids, durable=False, status=Grant.OPEN).update(
             status=Grant.CLOSED,
             generation=F("generation") + 1,
-            **{**_AT_REST, "lease_owner": marker},
+            **{**at_rest, "lease_owner": marker},
             close_reason=reason,
             closed_at=DatabaseClock(),
             idle_until=None,
         )
         if not taken:
             return []
-        closed: list[Any] = list(rows.filter(lease_owner=marker).select_related("identity"))
+        mine = rows.filter(pk__in=ids, lease_owner=marker)
+        closed: list[Any] = list(mine.select_related("identity"))
         for grant in closed:
             grant.generation -= 1  # what its token is sealed for
         if revoke:
             _pend_revocations(closed, reason)
         StoredAccessToken.objects.using(database()).filter(grant__in=closed).delete()
-        rows.filter(lease_owner=marker).update(lease_owner="", refresh_token="", key_id="")
+        mine.update(lease_owner="", refresh_token="", key_id="")
     return closed
 
 

@@ -29,7 +29,7 @@ from django.views.generic import View
 from mozilla_django_oidc.views import OIDCLogoutView
 
 from . import closing, conf, grants, session_index, sessions
-from .errors import InvalidResponse, OIDCError, TemporarilyUnavailable, TransportError
+from .errors import InvalidResponse, OIDCError, TemporarilyUnavailable
 from .models import Identity, digest
 from .protocol.bearer import origin_of
 from .protocol.id_token import MAX_SUB_LENGTH
@@ -312,7 +312,8 @@ def _origins(party: RelyingParty) -> set[str]:
 def _refused(slug: str, error: OIDCError) -> HttpResponse:
     """400, whatever it was (Back-Channel Logout §2.8); the log knows more."""
     reference = log_refusal(error, slug, "logout")
-    later = isinstance(error, TemporarilyUnavailable | TransportError)
+    its_fault = error.code.startswith(("logout_token.", "logout.", "provider.unknown"))
+    later = isinstance(error, TemporarilyUnavailable) or not its_fault
     name = "temporarily_unavailable" if later else "invalid_request"
     told = {"error": name, "error_description": f"{error.code} ({reference})"}
     return _not_stored(JsonResponse(told, status=400))

@@ -44,7 +44,7 @@ def send(body: Any, *, slug: str = "op", content_type: str = FORM, **more: Any) 
     """Be the OP and post this to the back channel: a form's parameters, or a body as it is."""
     path = f"/oidc/{slug}/backchannel-logout/"
     data = body if isinstance(body, str | bytes) else urlencode(body, doseq=True)
-    return Client().post(path, data, content_type, **more)
+    return Client().post(path, data, content_type, CONTENT_TYPE=content_type, **more)
 
 
 def sign_out(op: OpenIDProvider, **changes: Any) -> Response:
@@ -63,12 +63,12 @@ def assert_signed_out(response: Response) -> None:
     assert_no_session(response)
 
 
-def assert_refused(response: Response, code: str) -> str:
+def assert_refused(response: Response, code: str, error: str = "invalid_request") -> str:
     """400 with a JSON error that names the code; return the reference, which is in the log."""
     assert response.status_code == 400, (response.status_code, response.content)
     assert response.headers["Content-Type"] == "application/json"
     told = response.json()
-    assert told["error"] == "invalid_request"
+    assert told["error"] == error
     found, _, reference = told["error_description"].partition(" ")
     assert found == code
     assert_no_session(response)
