@@ -61,7 +61,9 @@ def oidc_sign_in_again(context: Context) -> str:
     """Return the address of a login where the OP vouches for this session no more, and the site's
     settings let it go on and ask (SESSION_RENEWAL_FAILED); else nothing."""
     request = context.get("request") or getattr(context, "request", None)
-    row = session_index.seen(request) if isinstance(request, HttpRequest) else None
+    if not isinstance(request, HttpRequest):
+        return ""
+    row = session_index.seen(request)
     if row is None or row.failed_at is None:
         return ""
     return login_url(row.provider, next_url=way_back(request))
