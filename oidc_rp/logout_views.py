@@ -123,7 +123,7 @@ class BackchannelLogoutView(View):
         return _not_stored(HttpResponse())
 
 
-@method_decorator([*_from_the_op, xframe_options_exempt], name="dispatch")
+@method_decorator([*_from_the_op, csrf_exempt, xframe_options_exempt], name="dispatch")
 class FrontchannelLogoutView(View):
     """The OP shows this page in a frame while it signs somebody out (Front-Channel Logout §2).
 
@@ -138,7 +138,7 @@ class FrontchannelLogoutView(View):
             party = relying_party(slug)
             iss, sid = _named(request, party.provider)
             with _database_may_fail():
-                _end_the_one(iss, sid, slug)
+                _end_the_one(request, iss, sid, slug)
             ancestors = " ".join(sorted(_origins(party)))
         except OIDCError as error:
             forget_failure(error)
@@ -266,12 +266,18 @@ def _end_all(claims: LogoutTokenClaims, slug: str) -> None:
     session_index.done(mark)
 
 
-def _end_the_one(iss: str, sid: str, slug: str) -> None:
+def _end_the_one(request: HttpRequest, iss: str, sid: str, slug: str) -> None:
     """End the session that `sid` names, if there is one, and revoke nothing at the OP (M59)."""
     named = session_index.rows().filter(sid_digest=digest(iss, sid))
-    if named.exists():
-        reason, actor = grants.FRONTCHANNEL_LOGOUT, f"OP {slug}"
-        closing.end_beside(named, reason, revoke=False, actor=actor)
+    ids = set(named.values_list("pk", flat=True))
+    if not ids:
+        return
+    reason, actor = grants.FRONTCHANNEL_LOGOUT, f"OP {slug}"
+    closing.end_beside(named.filter(pk__in=ids), reason, revoke=False, actor=actor)
+    # Where the frame got its cookie all the same: the middleware must not store it again.
+    came_along = settings.SESSION_COOKIE_NAME in request.COOKIES
+    if came_along and sessions.row_of(request.session) in ids:
+        request.session.flush()
 
 
 def _meant(iss: str, sub: str | None, sid: str | None) -> Any:
