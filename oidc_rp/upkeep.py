@@ -229,7 +229,8 @@ def _prune_sessions() -> int:
         keys = dict(rows.filter(pk__in=page).values_list("pk", "session_key"))
         alive = session_store.alive(keys.values())
         gone = [pk for pk, key in keys.items() if key not in alive]
-        closing.end_sessions(rows.filter(pk__in=gone), grants.EXPIRED, actor="oidc_prune")
+        still = rows.filter(pk__in=gone, last_seen_at__lt=_long_ago())  # nobody has come meanwhile
+        closing.end_sessions(still, grants.EXPIRED, actor="oidc_prune")
         ended += len(gone)
     return ended
 

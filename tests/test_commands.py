@@ -1,13 +1,16 @@
-"""oidc_refresh and oidc_prune: what cron does for grants that no request comes for."""
+"""oidc_refresh and oidc_prune: what cron does for grants that no request comes for. oidc_sessions:
+who is signed in where."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
+from datetime import timezone as tz
 from io import StringIO
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import User
+from django.contrib.sessions.backends.db import SessionStore
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.db import transaction
@@ -21,7 +24,9 @@ from oidc_rp.models import (
     Identity,
     PendingRevocation,
     ProviderCircuit,
+    Session,
     StoredAccessToken,
+    digest,
 )
 from oidc_rp.protocol.token_endpoint import read_token_response
 from oidc_rp.protocol.tokens import RefreshToken
@@ -462,3 +467,150 @@ def test_upkeep_works_where_a_caller_has_a_transaction(keep: Keep, op: OpenIDPro
         assert upkeep.renew_idle() == Renewals(renewed=1)
         assert upkeep.prune() == Pruned()
     assert Grant.objects.get().generation == 2
+
+
+# oidc_sessions
+
+
+CHROME = (
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 "
+    "Safari/537.36"
+)
+Begin = Callable[..., Session]
+
+
+@pytest.fixture
+def begin(site: Configure, op: OpenIDProvider) -> Begin:
+    """Make a session of this person, with a stored session of Django's."""
+
+    def make(name: str = "jane", sid: str = "", **columns: Any) -> Session:
+        user, _ = User.objects.get_or_create(username=name)
+        known = {"user": user, "provider": "op"}
+        person, _ = Identity.objects.get_or_create(iss=op.issuer, sub=f"sub {name}", defaults=known)
+        stored = SessionStore()
+        stored.create()
+        row = Session(identity=person, provider="op", sid=sid, session_key=stored.session_key)
+        row.sid_digest = digest(op.issuer, sid) if sid else None
+        for column, value in columns.items():
+            setattr(row, column, value)
+        row.save(force_insert=True)
+        return row
+
+    return make
+
+
+def sessions(*arguments: str) -> str:
+    out = StringIO()
+    call_command("oidc_sessions", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def listed(*arguments: str) -> list[str]:
+    """The ids of the sessions that are listed, in their order."""
+    return [line.partition("\t")[0] for line in sessions(*arguments).splitlines()]
+
+
+def test_sessions_are_listed(begin: Begin) -> None:
+    """The latest first: id, user, provider, sid, signed in, last seen, browser."""
+    at = datetime(2026, 1, 2, 3, 4, tzinfo=tz.utc)
+    older = begin("jane", "a sid", created_at=at, last_seen_at=at + DAY, user_agent=CHROME)
+    newer = begin("joe", created_at=at, last_seen_at=at)
+    assert sessions().splitlines() == [
+        f"{newer.pk}\tjoe\top\t-\t2026-01-02 03:04\t2026-01-02 03:04\t-",
+        f"{older.pk}\tjane\top\ta sid\t2026-01-02 03:04\t2026-01-03 03:04\tChrome Linux",
+    ]
+    assert listed("--limit=1") == [newer.pk]
+    assert listed("--limit=0") == []
+
+
+def test_only_those_that_are_there_are_listed(begin: Begin) -> None:
+    """Neither what has ended nor what Django has no more."""
+    there, ended, gone = begin(), begin(ended_at=timezone.now()), begin()
+    SessionStore().delete(gone.session_key)
+    assert ended.pk
+    assert listed() == [there.pk]
+
+
+CHOICES = {
+    "--user": ("jane", ["desk", "phone"]),
+    "--sub": ("sub jane", ["desk", "phone"]),
+    "--sid": ("the phone's", ["phone"]),
+    "--provider": ("other", ["sofa"]),
+    "--session": ("the desk's", ["desk"]),
+}
+
+
+@pytest.mark.parametrize(("option", "value", "named"), [(o, *c) for o, c in CHOICES.items()])
+def test_M58_each_choice_lists_and_ends_its_own(
+    begin: Begin, option: str, value: str, named: list[str]
+) -> None:
+    """--end signs out what the same command would list, and nobody else."""
+    there = {
+        "desk": begin("jane", "the desk's"),
+        "phone": begin("jane", "the phone's"),
+        "sofa": begin("joe", "the sofa's", provider="other"),
+    }
+    value = there["desk"].pk if option == "--session" else value
+    assert sorted(listed(option, value)) == sorted(there[name].pk for name in named)
+    assert sessions(option, value, "--end") == f"{len(named)} sessions ended.\n"
+    left = [name for name, row in there.items() if name not in named]
+    assert {row.pk for row in Session.objects.all()} == {there[name].pk for name in left}
+    for name, row in there.items():
+        assert SessionStore().exists(row.session_key) == (name in left)
+    events = Event.objects.filter(name="session_ended")
+    assert {(event.code, event.actor) for event in events} == {("logout", "oidc_sessions")}
+    assert sessions(option, value, "--end") == "0 sessions ended.\n"
+
+
+def test_M58_choices_are_taken_together(begin: Begin) -> None:
+    """And byte for byte."""
+    mine, other = begin("jane", "one"), begin("joe", "one")
+    assert listed("--user=jane", "--sid=one") == [mine.pk]
+    assert sorted(listed("--sid=one")) == sorted([mine.pk, other.pk])
+    for option in ("--sid=ONE", "--sid=one ", "--sub=SUB JANE", "--sub=sub jane ", "--sid=on_"):
+        assert sessions("--end", option) == "0 sessions ended.\n"
+    assert sessions("--end", "--sub=sub jane", "--sid=one") == "1 sessions ended.\n"
+    assert listed() == [other.pk]
+
+
+def test_M58_nobody_is_signed_out_by_a_choice_that_is_none(begin: Begin) -> None:
+    """Not without one, and not by a variable of a shell that is not set: many have no sid."""
+    row = begin()
+    with pytest.raises(CommandError, match="Name whose sessions to end"):
+        sessions("--end")
+    for option in ("--user=", "--sub=", "--sid=", "--provider=", "--session="):
+        for more in ([], ["--end"], ["--end", "--all"]):
+            with pytest.raises(CommandError, match=f"{option[:-1]} is empty"):
+                sessions(option, *more)
+    assert listed() == [row.pk]
+    assert sessions("--all").startswith(row.pk)
+    assert listed() == [row.pk]
+
+
+def test_M58_everybody_at_once(begin: Begin, keep: Keep) -> None:
+    """However many; what was granted to sessions alone is closed and revoked, the durable stays."""
+    durable, bound = keep(), keep(durable=False, slot=None)
+    begin(grant=durable)
+    row = begin(grant=bound)
+    many = [Session(identity=row.identity, provider="op") for _ in range(2001)]
+    Session.objects.bulk_create(many)
+    assert sessions("--end", "--all") == "2,003 sessions ended.\n"
+    assert not Session.objects.exists()
+    found = {grant.pk: (grant.status, grant.close_reason) for grant in Grant.objects.all()}
+    assert found == {durable.pk: ("open", ""), bound.pk: ("closed", "logout")}
+    assert PendingRevocation.objects.get().reason == "logout"
+
+
+def test_pruning_finds_what_is_over_on_every_page(begin: Begin) -> None:
+    """Sessions that Django has no more, a day after they were last seen; those that have ended and
+    are still there, at once."""
+    row, long_ago = begin(last_seen_at=timezone.now() - 2 * DAY), timezone.now() - 2 * DAY
+    over = {"identity": row.identity, "provider": "op", "last_seen_at": long_ago}
+    keys = [f"{number:032}" for number in range(2 * upkeep.PAGE + 1)]
+    Session.objects.bulk_create([Session(session_key=key, **over) for key in keys])
+    begin(ended_at=timezone.now())
+    begin(last_seen_at=timezone.now() - DAY / 2, session_key="lost")
+    prunes(sessions=2 * upkeep.PAGE + 2)
+    assert {found.pk for found in Session.objects.exclude(session_key="lost")} == {row.pk}
+    Session.objects.filter(session_key="lost").update(last_seen_at=long_ago)
+    prunes(sessions=1)

@@ -38,6 +38,9 @@ class Command(BaseCommand):
         require_tables(grants.database())
         names = ("user", "sub", "sid", "provider", "session")
         given = {name: options[name] for name in names if options[name] is not None}
+        for name, value in given.items():
+            if not value:  # a shell's variable that is not set; many sessions have no sid
+                raise CommandError(f"--{name} is empty: {ALL_AT_ONCE}")
         rows = self._rows(given)
         if not options["end"]:
             self._list(rows, options["limit"])
@@ -57,7 +60,17 @@ class Command(BaseCommand):
             "session": "pk",
         }
         rows = session_index.rows().filter(ended_at=None)
-        return rows.filter(**{fields[name]: value for name, value in given.items()})
+        rows = rows.filter(**{fields[name]: value for name, value in given.items()})
+        if not given.keys() & {"sub", "sid"}:
+            return rows
+        # No collation of a database makes one person, or one session, out of two.
+        found = rows.values_list("pk", "identity__sub", "sid")
+        exactly = [
+            pk
+            for pk, sub, sid in found
+            if (given.get("sub", sub), given.get("sid", sid)) == (sub, sid)
+        ]
+        return rows.filter(pk__in=exactly)
 
     def _list(self, rows: Any, limit: int) -> None:
         found = list(rows.select_related("identity__user").order_by("-pk")[:limit])
