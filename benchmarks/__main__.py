@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tests.servers import ServerError
 
-from . import callback, chart, herd, outbound, reseal, unknown_kids, validation
+from . import callback, chart, herd, logout, outbound, reseal, unknown_kids, validation
 from .contenders import OURS, OURS_WITHOUT_USERINFO
 from .databases import DATABASES
 from .herd import Rounds
@@ -181,6 +181,13 @@ def reseal_tables(_: "Options") -> list[Table]:
         return [not_measured("Re-sealing tokens to a new key", OURS, error)]
 
 
+def logout_tables(_: "Options") -> list[Table]:
+    try:
+        return logout.tables()
+    except ServerError as error:
+        return [not_measured("Back-channel logout", OURS, error)]
+
+
 CHARTED = "PostgreSQL"
 CHARTED_WAYS = {
     "herd": (OURS, NO_LOCK, ROW_LOCK, AUTHLIB, REQUESTS_OAUTHLIB),
@@ -237,6 +244,7 @@ ROWS: dict[str, Callable[[Options], list[Table]]] = {
     "herd": herd_tables,
     "soft_window": soft_window_tables,
     "reseal": reseal_tables,
+    "logout": logout_tables,
 }
 
 

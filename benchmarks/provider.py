@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.provider import OpenIDProvider, somebody
+from tests.provider import OpenIDProvider, null_removes, somebody
 
 from .remote import Remote, remote
 
@@ -41,6 +41,14 @@ class HintedProvider(OpenIDProvider):
     def refreshes_take(self, seconds: float) -> None:
         """Rotate at once, and answer so much later."""
         self.refresh_delay = seconds
+
+    def always_give_refresh_tokens(self) -> None:
+        """Without offline_access as well: such a grant belongs to its browser session."""
+        self.always_refresh_token = True
+
+    def logout_tokens(self, subjects: list[dict[str, str | None]]) -> list[str]:
+        """Return a logout token about each; `sub` or `sid` may be None."""
+        return [self.logout_token(**null_removes(subject)) for subject in subjects]
 
     def start(self) -> dict[str, Any]:
         """Listen; return the metadata."""
@@ -77,6 +85,14 @@ class RunningProvider:
 
     def expire_access_tokens(self) -> None:
         self.remote.call("expire_access_tokens")
+
+    def always_give_refresh_tokens(self) -> None:
+        self.remote.call("always_give_refresh_tokens")
+
+    def logout_tokens(self, subjects: list[dict[str, str | None]]) -> list[str]:
+        """Return a logout token about each; `sub` or `sid` may be None."""
+        tokens: list[str] = self.remote.call("logout_tokens", subjects)
+        return tokens
 
     def counters(self) -> dict[str, int]:
         """Return what the OP has counted since it runs: "refreshes", "families_lost" and more."""
