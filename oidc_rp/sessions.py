@@ -247,10 +247,12 @@ def store_login(
     grant: str = "",
     row: str = "",
     request: AuthenticationRequest | None = None,
+    at: float | None = None,
 ) -> None:
     """Note in the session, after its key has changed, how it signed in.
 
     grant: the id, if any. row: the id of its row in the index of sessions. request: what was asked.
+    at: when it signed in, if that is not now.
     """
     claims = login.id_token.claims
     acr, amr = claims.get("acr"), claims.get("amr")
@@ -265,7 +267,7 @@ def store_login(
         "acr": acr if _is_short(acr) else None,
         "amr": [*filter(_is_short, amr)][:MAX_AMR] if isinstance(amr, list) else [],
         "grant": grant,
-        "at": timezone.now().timestamp(),
+        "at": timezone.now().timestamp() if at is None else at,
         "session": row,
         "asked": [request.max_age, request.acr_values, request.amr_values] if request else [],
     }
@@ -318,6 +320,12 @@ def grant_of(session: SessionBase) -> str:
     """The id of the grant that this session holds, or an empty text."""
     stored = session.get(CURRENT)
     return str(stored.get("grant", "")) if isinstance(stored, dict) else ""
+
+
+def began_at(session: SessionBase) -> float | None:
+    """When this session signed in through an OP, in seconds since the epoch; None if unknown."""
+    stored = session.get(CURRENT)
+    return stored.get("at") if isinstance(stored, dict) else None
 
 
 def row_of(session: SessionBase) -> str:

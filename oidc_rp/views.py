@@ -241,11 +241,12 @@ def _sign_in(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
 
 
 def _renew(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
-    """The OP vouches for the person of this session, which goes on as it is."""
+    """The OP vouches for the person of this session, which goes on as it is: a silent answer is no
+    new sign-in (M38)."""
     signed_in = _proven(user)
-    before = sessions.held_by(request.session)
+    before, at = sessions.held_by(request.session), sessions.began_at(request.session)
     grant = grants.keep(signed_in.login, signed_in.account.identity)
-    _hold(request, signed_in, grant, before, pending)
+    _hold(request, signed_in, grant, before, pending, at)
 
 
 def _hold(
@@ -254,15 +255,17 @@ def _hold(
     grant: Any,
     before: sessions.Held,
     pending: PendingLogin,
+    at: float | None = None,
 ) -> None:
     """Note in the session, and in the index, how it signed in; what it held before is over.
 
+    at: when it signed in, if that is not now.
     Raises LoginRefused "session.ended" if it was logged out while the login was under way (M60).
     """
     login, identity = signed_in.login, signed_in.account.identity
     row = session_index.add(request, login, identity, grant)
     held = (grant.pk if grant else "", row.pk)
-    sessions.store_login(request.session, login, *held, pending.request)
+    sessions.store_login(request.session, login, *held, pending.request, at)
     session_index.remove(before.row)
     if before.grant:
         heir = login.tokens.refresh_token
