@@ -11,6 +11,7 @@ from django.conf import settings
 from django.contrib.auth import authenticate
 from django.contrib.auth import login as auth_login
 from django.contrib.auth import logout as auth_logout
+from django.db import IntegrityError
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
 from django.utils.decorators import method_decorator
@@ -263,7 +264,11 @@ def _hold(
     Raises LoginRefused "session.ended" if it was logged out while the login was under way (M60).
     """
     login, identity = signed_in.login, signed_in.account.identity
-    row = session_index.add(request, login, identity, grant)
+    try:
+        row = session_index.add(request, login, identity, grant)
+    except IntegrityError as error:
+        auth_logout(request)
+        raise LoginRefused("account.unknown", "the identity was unlinked meanwhile") from error
     held = (grant.pk if grant else "", row.pk)
     sessions.store_login(request.session, login, *held, pending.request, at)
     session_index.remove(before.row)

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth.models import Group, User
+from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.models import Session as StoredSession
 from django.core.exceptions import PermissionDenied
 from django.db import connection
@@ -308,6 +309,24 @@ def test_the_page_shows_what_is_ones_own(
     assert [one.about for one in stranger.client.get(PAGE).context["identities"]] == [
         "stranger@example.com"
     ]
+
+
+def test_users_with_the_same_password_hash_do_not_see_each_other(
+    op: OpenIDProvider, browser: Browser
+) -> None:
+    """Such as those that somebody imported without any."""
+    stranger = new_browser()
+    for one, sub in ((browser, "jane"), (stranger, "stranger")):
+        person(op, sub)
+        signed_in(one)
+        User.objects.update(password="")
+        signed_in(one)
+    rows = [row_of(one.client.session) for one in (browser, stranger)]
+    assert len(set(Session.objects.filter(pk__in=rows).values_list("auth_hash", flat=True))) == 1
+    for one in (browser, stranger):
+        page = one.client.get(PAGE)
+        assert [shown.here for shown in page.context["sessions"]] == [True]
+        assert page.context["others"] == 0
 
 
 def test_a_session_that_is_over_is_not_shown(browser: Browser) -> None:
@@ -1509,6 +1528,27 @@ def test_an_unlinking_that_fails_takes_nothing_away(
         post_delete.disconnect(fail, sender=Identity)
     assert response.status_code == 500
     assert the_identity("j2").user == two_ways
+
+
+@pytest.mark.django_db(transaction=True)
+def test_M60_an_identity_that_is_unlinked_while_it_signs_in_signs_nobody_in(
+    op: OpenIDProvider, other: OpenIDProvider, browser: Browser, two_ways: Any
+) -> None:
+    """A refusal, and no session is left of it."""
+    elsewhere = new_browser()
+    callback = elsewhere.visit_op(elsewhere.start("other"))
+
+    def unlinked(**_: Any) -> None:
+        assert accounts.unlink(the_identity("j2"))
+
+    user_logged_in.connect(unlinked)
+    try:
+        response = elsewhere.come_back(callback)
+    finally:
+        user_logged_in.disconnect(unlinked)
+    assert refusal(response) == (403, "account.unknown")
+    assert not is_signed_in(elsewhere)
+    assert Session.objects.count() == 1
 
 
 # At once
