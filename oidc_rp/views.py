@@ -108,7 +108,7 @@ class InitiateView(RefusingView):
     def get(self, request: HttpRequest, slug: str) -> HttpResponse:
         party, asked = relying_party(slug), _initiation(request, conf.provider(slug))
         strict = str(settings.SESSION_COOKIE_SAMESITE or "").lower() == "strict"
-        if strict and not _has_session(request) and LANDED not in request.GET:
+        if strict and not _has_session(request) and not _has_landed(request):
             return landing(request, [*asked.items()])
         hint = {"login_hint": asked["login_hint"]} if "login_hint" in asked else {}
         return start_login(request, party, asked.get("target_link_uri", ""), additional=hint)
@@ -299,6 +299,12 @@ def _tell_linked(request: HttpRequest, signed_in: SignIn) -> None:
 
 
 # What another site may ask for
+
+
+def _has_landed(request: HttpRequest) -> bool:
+    """Whether our landing page sent this, and no page that says so: the cookie that it lacks would
+    be replaced, and whoever is signed in here would lose that session."""
+    return LANDED in request.GET and request.headers.get("Sec-Fetch-Site") != "cross-site"
 
 
 def _initiation(request: HttpRequest, provider: conf.Provider) -> dict[str, str]:

@@ -409,6 +409,21 @@ def test_samesite_strict_lands_on_a_page_of_ours_first(
     assert browser.follow(response).headers["Location"] == "/private/?a='b'"
 
 
+def test_samesite_strict_lands_also_whoever_claims_to_have_landed(
+    op: OpenIDProvider, browser: Browser, settings: Settings
+) -> None:
+    """A link of another site that names our own parameter takes nobody's session away."""
+    settings.SESSION_COOKIE_SAMESITE = "Strict"
+    params = {"iss": op.issuer, "oidc_rp_landed": "1"}
+    for site, status in (("cross-site", 200), ("same-origin", 302), ("none", 302)):
+        response = Client().get(URL, params, headers={"sec-fetch-site": site})
+        assert response.status_code == status
+        assert bool(response.cookies) == (status == 302)
+    response = Client().get(URL, params, headers={"sec-fetch-site": "cross-site"})
+    form = read_form(response.content.decode())
+    assert form.fields == [("iss", op.issuer), ("oidc_rp_landed", "1")]
+
+
 def test_samesite_strict_without_a_session_signs_in_as_well(
     op: OpenIDProvider, browser: Browser, settings: Settings
 ) -> None:
