@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth import logout as auth_logout
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.shortcuts import render
+from django.shortcuts import render, resolve_url
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.decorators import method_decorator
@@ -134,7 +135,7 @@ class IdentitiesView(RefusingView):
             "linked_slugs": {one.row.provider for one in identities},
             "notice": NOTICES.get(notice),
             "notice_code": notice,
-            "freshen_url": freshen_url(request, accounts.FRESH, request.path),
+            "freshen_url": _freshen_url(request, labels),
         }
 
     def _own(self, request: HttpRequest) -> Any:
@@ -165,6 +166,16 @@ def _signed_out(request: HttpRequest) -> HttpResponse:
 
 
 Labels = dict[str, str | Promise]
+
+
+def _freshen_url(request: HttpRequest, labels: Labels) -> str:
+    """Where to sign in once more; "" where the only links would lead to somebody else's sign-in, or
+    to nothing: our chooser asks for no password, a provider that is gone for nobody."""
+    login = sessions.current_login(request)
+    if login is None and resolve_url(settings.LOGIN_URL) == reverse("oidc_rp:login_chooser"):
+        return ""
+    gone = login is not None and login.provider not in labels
+    return "" if gone else freshen_url(request, accounts.FRESH, request.path)
 
 
 def _labels() -> Labels:

@@ -20,6 +20,9 @@ from django.db import connection
 from django.db.models.signals import post_delete
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from pytest_django import Settings
 
 from oidc_rp import accounts, sessions, signals
@@ -789,6 +792,24 @@ def test_M38_a_password_typed_long_ago_links_nothing_until_it_is_typed_again(
     assert Identity.objects.get().user == user
 
 
+def test_M38_nobody_is_led_to_somebody_elses_sign_in(
+    op: OpenIDProvider, other: OpenIDProvider, browser: Browser, settings: Settings
+) -> None:
+    """Our chooser asks for no password, and its buttons would make another account; a provider that
+    is gone signs nobody in. The page says what to do, and has no link for it."""
+    by_password = new_browser()
+    signed_in_by_password(by_password)
+    signed_in(browser)
+    settings.OIDC_RP = {"PROVIDERS": {"other": settings.OIDC_RP["PROVIDERS"]["other"]}}
+    for one in (browser, by_password):
+        age(one, STALE)
+        post(one, "link", provider="other")
+        page = one.client.get(PAGE)
+        assert (page.context["notice_code"], page.context["freshen_url"]) == ("stale", "")
+        assert "older than five minutes" in page.content.decode()
+        assert ">Sign in once more<" not in page.content.decode()
+
+
 def test_M38_an_op_that_does_not_say_when_is_believed_for_a_login_of_now(
     op: OpenIDProvider, other: OpenIDProvider, browser: Browser
 ) -> None:
@@ -1549,6 +1570,36 @@ def test_M60_an_identity_that_is_unlinked_while_it_signs_in_signs_nobody_in(
     assert refusal(response) == (403, "account.unknown")
     assert not is_signed_in(elsewhere)
     assert Session.objects.count() == 1
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@examples(
+    max_examples=100,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    fields=st.fixed_dictionaries(
+        {"action": st.sampled_from(ACTIONS) | TEXT},
+        optional=dict.fromkeys(("provider", "identity", "session", "confirmed", "next"), TEXT),
+    )
+)
+def test_M38_no_form_of_a_stranger_to_the_site_is_an_error(
+    op: OpenIDProvider, browser: Browser, fields: dict[str, str]
+) -> None:
+    """Whatever stands in it: an answer of ours, and nothing is ended, linked or unlinked."""
+    if "_auth_user_id" not in browser.client.session:
+        signed_in(browser)
+    response = browser.client.post(PAGE, fields)
+    assert response.status_code in (200, 302, 400, 404)
+    if response.status_code == 302:
+        assert response.headers["Location"] == PAGE
+    assert pending(browser) == {}
+    assert is_signed_in(browser)
+    assert Identity.objects.count() == Session.objects.count() == 1
 
 
 # At once
