@@ -120,14 +120,19 @@ def link(login: Login, hooks: AccountHooks, user: Any) -> Account:
 
 
 def renewed(
-    identity: Identity, provider: Provider, told: Mapping[str, Any], hooks: AccountHooks
+    identity: Identity,
+    provider: Provider,
+    hooks: AccountHooks,
+    *,
+    signed: Mapping[str, Any],
+    userinfo: Mapping[str, Any],
 ) -> None:
     """Bring the account of a session that goes on up to what the OP says now.
 
-    told: the claims of UserInfo, or of a refreshed ID Token, after every check; what they do not
-    name is as it was. Raises LoginRefused "account.<why>".
+    signed, userinfo: the claims of a refreshed ID Token and of UserInfo, after every check; what
+    neither names is as it was. Raises LoginRefused "account.<why>".
     """
-    claims = dict(identity.claims)
+    claims, told = dict(identity.claims), _as_one(signed, userinfo)
     for name in ("email", "phone_number"):  # an old word does not vouch for a new value
         if told.get(name) not in (None, claims.get(name)):
             claims.pop(f"{name}_verified", None)
@@ -136,6 +141,13 @@ def renewed(
     with _refusing():
         _check_claims(known, hooks)
         _up_to_date(identity, known, hooks, new=False, at=identity.last_login_at)
+
+
+def tells_all(userinfo: Mapping[str, Any], identity: Identity) -> bool:
+    """Whether UserInfo names every claim that is known of this person, so that an ID Token would
+    tell nothing more."""
+    named = {name for name, value in userinfo.items() if value is not None}
+    return not identity.claims.keys() - _PROTOCOL_CLAIMS - named
 
 
 def unlink(identity: Identity) -> bool:
@@ -216,13 +228,15 @@ def _atomic() -> AbstractContextManager[None]:
 
 def verified_claims(login: Login) -> VerifiedClaims:
     """ID Token and UserInfo as one; the ID Token is signed and wins. Null means not said."""
-    signed = login.id_token.claims
-    claims = {k: v for k, v in login.userinfo.items() if k not in _PROTOCOL_CLAIMS}
+    return _readable(_as_one(login.id_token.claims, login.userinfo), login.provider)
+
+
+def _as_one(signed: Mapping[str, Any], userinfo: Mapping[str, Any]) -> dict[str, Any]:
+    claims = {k: v for k, v in userinfo.items() if k not in _PROTOCOL_CLAIMS}
     for name in ("email", "phone_number"):  # UserInfo vouches for its own value, for no other
         if signed.get(name) not in (None, claims.get(name)):
             claims.pop(f"{name}_verified", None)
-    claims |= {k: v for k, v in login.id_token.claims.items() if v is not None}
-    return _readable(claims, login.provider)
+    return claims | {k: v for k, v in signed.items() if v is not None}
 
 
 def _readable(claims: Mapping[str, Any], provider: Provider) -> VerifiedClaims:

@@ -123,6 +123,11 @@ def by_script(request: HttpRequest) -> bool:
     return asked_with.lower() == "xmlhttprequest" or "HX-Request" in request.headers
 
 
+def is_fetched(request: HttpRequest) -> bool:
+    """Whether a script asked that can read the answer; nobody reads one in place of an image."""
+    return by_script(request) and request.headers.get("Sec-Fetch-Dest", "empty") == "empty"
+
+
 def is_page_visit(request: HttpRequest) -> bool:
     """Whether a browser wants to show the answer in its window, so that a redirect leads on.
 
@@ -137,7 +142,8 @@ def is_page_visit(request: HttpRequest) -> bool:
 
 def is_prefetch(request: HttpRequest) -> bool:
     """Whether a browser only looks ahead, and nobody may ever see the answer."""
-    purpose = request.headers.get("Sec-Purpose", "") + request.headers.get("Purpose", "")
+    names = ("Sec-Purpose", "Purpose", "X-Moz")
+    purpose = " ".join(request.headers.get(name, "") for name in names)
     return "prefetch" in purpose or "prerender" in purpose
 
 

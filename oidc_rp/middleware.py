@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth import logout as auth_logout
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.utils.deprecation import MiddlewareMixin
@@ -21,6 +20,7 @@ from .login_urls import (
     accepts_html,
     answer_with_login,
     by_script,
+    is_fetched,
     is_page_visit,
     is_prefetch,
     login_url,
@@ -28,9 +28,10 @@ from .login_urls import (
 )
 from .refusals import explanation
 from .relying_party import relying_party
+from .renewal import Outcome
 from .sessions import RENEW, current_login, row_of
 from .step_up import answer_to_challenge
-from .visits import start_login
+from .visits import safe_url, start_login
 
 logger = logging.getLogger("oidc_rp")
 
@@ -59,7 +60,7 @@ class SessionRenewal(MiddlewareMixin):
             return
         row = session_index.read(row_id)
         if row is None or row.ended_at is not None:
-            auth_logout(request)
+            renewal.sign_out(request)
             return
         if row.now - row.last_seen_at > session_index.SEEN_EVERY:
             session_index.note_seen(row)
@@ -70,17 +71,19 @@ class SessionRenewal(MiddlewareMixin):
     ) -> HttpResponse | None:
         """Have the OP vouch for a session whose time has come."""
         row, match = session_index.seen(request), request.resolver_match
-        if row is None or (match and _is_ours(match)) or not request.user.is_authenticated:
+        if row is None or (match and _is_ours(match)):
             return None
         try:
             provider = conf.provider(row.provider)
-            if not renewal.is_due(row, provider):
+            if not renewal.is_due(row, provider) or not request.user.is_authenticated:
                 return None
             if renewal.has_refresh_token(row):
-                if renewal.begin(row):
-                    renewal.by_refresh_token(request, row, provider)
-                return None
-            return _ask_the_op(request, row, provider)
+                if not renewal.begin(row):
+                    return None
+                if renewal.by_refresh_token(request, row, provider) is not Outcome.BY_LOGIN:
+                    return None
+                row = session_index.read(row.pk)
+            return row and _by_prompt_none(request, row, provider)
         except OIDCError as error:
             logger.warning("no renewal: %s", error.code, extra={"code": error.code})
             return None
@@ -93,20 +96,21 @@ class SessionRenewal(MiddlewareMixin):
         return response
 
 
-def _ask_the_op(request: HttpRequest, row: Any, provider: conf.Provider) -> HttpResponse | None:
-    """A login with prompt=none, for a page: nothing else can be interrupted by a redirect."""
+def _by_prompt_none(request: HttpRequest, row: Any, provider: conf.Provider) -> HttpResponse | None:
+    """A login with prompt=none, for the visit of a page that one can come back to: nothing else can
+    be interrupted by a redirect. A script is told where the login is."""
     if request.method != "GET" or is_prefetch(request):
         return None
-    if by_script(request):
+    if is_fetched(request):
         url = login_url(provider.slug, next_url=way_back(request))
         return _not_stored(answer_with_login(request, url))
-    if not is_page_visit(request) or not renewal.begin(row):
+    here = safe_url(request, request.get_full_path())
+    if not is_page_visit(request) or not here or not renewal.begin(row):
         return None
     hint = session_index.id_token_of(row)
     asked = {"prompt": "none"} | ({"id_token_hint": hint.reveal()} if hint else {})
-    party, here = relying_party(provider.slug), request.get_full_path()
-    response = start_login(request, party, here, purpose=RENEW, additional=asked)
-    return _not_stored(response)
+    party = relying_party(provider.slug)
+    return _not_stored(start_login(request, party, here, purpose=RENEW, additional=asked))
 
 
 def _not_stored(response: HttpResponse) -> HttpResponse:

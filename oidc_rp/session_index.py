@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from datetime import timezone as tz
 from hashlib import sha256
-from typing import Any, cast
+from typing import Any
 
 from django.contrib.auth import HASH_SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase
@@ -47,27 +47,48 @@ def rows() -> "models.QuerySet[Any, Any]":
 
 def add(request: HttpRequest, login: Login, identity: Identity, grant: Grant | None) -> Session:
     """Write the row of a session that has just begun, under its new key."""
-    id_token, claims = login.id_token, login.id_token.claims
-    sid, acr, amr = _sid(claims.get("sid")), claims.get("acr"), claims.get("amr")
     row: Any = Session(
         identity=identity,
-        grant=grant,
         provider=login.provider.slug,
-        sid=sid,
-        sid_digest=digest(id_token.iss, sid) if sid else None,
         session_key=session_store.key_of(request.session),
         auth_hash=_auth_hash(request.session),
-        auth_time=cast(Any, _moment(id_token.auth_time)),
-        acr=acr if isinstance(acr, str) else "",
-        amr=[item for item in amr if isinstance(item, str)] if isinstance(amr, list) else [],
         user_agent=request.headers.get("User-Agent", "").replace("\x00", "")[:MAX_USER_AGENT],
         **dict.fromkeys(("created_at", "last_seen_at", "renewed_at"), DatabaseClock()),
     )
-    if login.tokens.id_token is not None and conf.token_keys():
-        row.id_token = key_ring().seal(login.tokens.id_token.reveal(), row.context())
-        row.key_id = key_id(row.id_token)
+    for name, value in _told_by(login, row, grant).items():
+        setattr(row, name, value)
     row.save(using=database(), force_insert=True)
     return row  # type: ignore[no-any-return]
+
+
+def renew(row_id: str, login: Login, identity: Identity, grant: Grant | None) -> Session | None:
+    """Bring the row of a session that goes on up to a new login of the same person; None when it
+    has ended. The row stays: requests that have read the session before still find it."""
+    row: Any = Session(pk=row_id, identity=identity)
+    changes = _told_by(login, row, grant)
+    row.sid = changes["sid"]
+    now = {"renewed_at": DatabaseClock(), "tried_at": None, "failed_at": None}
+    alive_still = rows().filter(pk=row_id, identity=identity, ended_at=None)
+    return row if alive_still.update(**changes, **now) else None
+
+
+def _told_by(login: Login, row: Session, grant: Grant | None) -> dict[str, Any]:
+    """What a login says of a session; row: where its ID Token is sealed to."""
+    id_token, claims = login.id_token, login.id_token.claims
+    sid, acr, amr = _sid(claims.get("sid")), claims.get("acr"), claims.get("amr")
+    sealed = ""
+    if login.tokens.id_token is not None and conf.token_keys():
+        sealed = key_ring().seal(login.tokens.id_token.reveal(), row.context())
+    return {
+        "grant": grant,
+        "sid": sid,
+        "sid_digest": digest(id_token.iss, sid) if sid else None,
+        "auth_time": _moment(id_token.auth_time),
+        "acr": acr if isinstance(acr, str) else "",
+        "amr": [item for item in amr if isinstance(item, str)] if isinstance(amr, list) else [],
+        "id_token": sealed,
+        "key_id": key_id(sealed) if sealed else "",
+    }
 
 
 def remove(row_id: str) -> None:

@@ -29,7 +29,7 @@ from .errors import ConfigurationError, InvalidResponse, LoginRefused, OIDCError
 from .login_urls import SCOPES_FIELD_NAME, STEP_UP_FIELD_NAME, added_scopes, asked_step_up
 from .models import Identity
 from .protocol.authentication import ANYHOW
-from .relying_party import relying_party
+from .relying_party import Login, relying_party
 from .sessions import PendingLogin
 from .visits import (
     LANDED,
@@ -149,7 +149,7 @@ class CallbackView(RefusingView, OIDCAuthenticationCallbackView):  # type: ignor
             if pending.purpose != sessions.RENEW:
                 raise
             forget_failure(error)
-            renewal.not_renewed(request, error)
+            renewal.not_renewed(request, error, pending)
         else:
             _finishing(pending)(request, user, pending)
         return after_login(request, pending.next_url)
@@ -242,12 +242,26 @@ def _sign_in(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
 
 
 def _renew(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
-    """The OP vouches for the person of this session, which goes on as it is: a silent answer is no
-    new sign-in (M38)."""
+    """The OP vouches for the person of this session, which goes on as it is: its key, its row in
+    the index, and when it began: a silent answer is no new sign-in (M38).
+
+    Raises LoginRefused "session.ended" if it was logged out while the OP was asked (M60).
+    """
     signed_in = _proven(user)
+    login, identity = signed_in.login, signed_in.account.identity
+    if user.pk != request.user.pk:
+        gone = LoginRefused("session.other_person", "the identity is another user's now")
+        renewal.not_renewed(request, gone, pending)
+        return
     before, at = sessions.held_by(request.session), sessions.began_at(request.session)
-    grant = grants.keep(signed_in.login, signed_in.account.identity)
-    _hold(request, signed_in, grant, before, pending, at)
+    grant = grants.keep(login, identity)
+    held = (grant.pk if grant else "", before.row)
+    sessions.store_login(request.session, login, *held, pending.request, at)
+    row = session_index.renew(before.row, login, identity, grant)
+    _end_superseded(before, login)
+    if row is None or session_index.was_logged_out(row, identity, pending):
+        auth_logout(request)
+        raise LoginRefused("session.ended", "logged out while the OP was asked")
 
 
 def _hold(
@@ -256,11 +270,9 @@ def _hold(
     grant: Any,
     before: sessions.Held,
     pending: PendingLogin,
-    at: float | None = None,
 ) -> None:
     """Note in the session, and in the index, how it signed in; what it held before is over.
 
-    at: when it signed in, if that is not now.
     Raises LoginRefused "session.ended" if it was logged out while the login was under way (M60).
     """
     login, identity = signed_in.login, signed_in.account.identity
@@ -270,14 +282,19 @@ def _hold(
         auth_logout(request)
         raise LoginRefused("account.unknown", "the identity was unlinked meanwhile") from error
     held = (grant.pk if grant else "", row.pk)
-    sessions.store_login(request.session, login, *held, pending.request, at)
+    sessions.store_login(request.session, login, *held, pending.request)
     session_index.remove(before.row)
-    if before.grant:
-        heir = login.tokens.refresh_token
-        closing.end_session_grant(before.grant, grants.SUPERSEDED, heir=heir)
+    _end_superseded(before, login)
     if session_index.was_logged_out(row, identity, pending):
         auth_logout(request)
         raise LoginRefused("session.ended", "logged out while the login was under way")
+
+
+def _end_superseded(before: sessions.Held, login: Login) -> None:
+    """Close the grant that this login's own takes the place of."""
+    if before.grant:
+        heir = login.tokens.refresh_token
+        closing.end_session_grant(before.grant, grants.SUPERSEDED, heir=heir)
 
 
 def _link(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
