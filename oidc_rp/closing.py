@@ -9,12 +9,13 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import wait as wait_for
+from contextlib import nullcontext
 from copy import copy
 from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.db import DatabaseError, InterfaceError, models, transaction
+from django.db import DatabaseError, InterfaceError, connections, models, transaction
 
 from . import conf, grants, revocation, session_index, session_store, signals
 from .errors import TemporarilyUnavailable
@@ -88,17 +89,22 @@ def end_sessions(
 ) -> int:
     """End these rows of the index, their stored sessions, and what was granted to them alone.
 
-    which: of session_index.rows(). From the first statement on none of them is good for another
+    which: of session_index.rows(). From the first write on none of them is good for another
     request; each table takes one statement, however many they are. The OP is told last of all.
-    Returns how many have ended now.
+    Returns how many have ended now; what had ended before, and is still there, goes with them.
     """
+    rows = list(which.only("identity", "grant", "session_key", "ended_at"))
+    open_rows = [row for row in rows if row.ended_at is None]
     with transaction_on(grants.database()):
-        ended = which.filter(ended_at=None).update(ended_at=DatabaseClock())
-    rows = list(which.exclude(ended_at=None))
+        # By their keys: what PostgreSQL waits for, it compares again, but no look-up in here.
+        theirs = session_index.rows().filter(pk__in=[row.pk for row in open_rows], ended_at=None)
+        ended = theirs.update(ended_at=DatabaseClock())
     if ended:
-        grants.note_all([(row.identity_id, None) for row in rows], "session_ended", reason, actor)
+        whose = [(row.identity_id, None) for row in open_rows]
+        grants.note_all(whose, "session_ended", reason, actor)
     closed = _end_bound([row.grant_id for row in rows if row.grant_id], reason, revoke)
-    _forget_stored([(row.pk, row.session_key) for row in rows])
+    if rows:
+        _forget_stored([(row.pk, row.session_key) for row in rows])
     if closed:
         _tell_all_closed(closed, reason, revoke, actor)
     return ended
@@ -230,8 +236,10 @@ def _forget_held(held: Held) -> None:
 def _attempt(step: Callable[[], Any]) -> None:
     """One of several steps, each of which is worth doing when another one fails; what fails leaves
     a transaction of the caller's as it was."""
+    alias = grants.database()
+    savepoint = transaction.atomic(using=alias) if connections[alias].in_atomic_block else None
     try:
-        with transaction.atomic(using=grants.database()):
+        with savepoint or nullcontext():
             step()
     except Exception:  # a session engine has its own kinds
         logger.exception("a session ends, and what belongs to it does not")
@@ -241,9 +249,7 @@ def forget_user(instance: Any, created: bool, **_: Any) -> None:
     """End every session and grant of a user who is no longer active; a receiver of post_save."""
     if not isinstance(instance, get_user_model()) or created or instance.is_active:
         return
-    its = session_index.rows().filter(identity__user=instance)
-    if its.exists():
-        end_sessions(its, grants.DEACTIVATED)
+    end_sessions(session_index.rows().filter(identity__user=instance), grants.DEACTIVATED)
     rows = Grant.objects.using(grants.database()).filter(status=Grant.OPEN)
     for grant_id in rows.filter(identity__user=instance).values_list("pk", flat=True):
         end(grant_id, grants.DEACTIVATED)

@@ -3,10 +3,14 @@
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from itertools import groupby
+from pathlib import Path
 from secrets import token_hex
 from typing import Any
 from urllib.parse import urlencode
@@ -325,8 +329,8 @@ def test_M58_many_sessions_take_one_statement_for_each_table(
         ("SELECT", "oidc_rp_logoutmark"),
         ("INSERT", "oidc_rp_logoutmark"),
         ("SELECT", "oidc_rp_identity"),
-        ("UPDATE", "oidc_rp_session"),
         ("SELECT", "oidc_rp_session"),
+        ("UPDATE", "oidc_rp_session"),
         ("INSERT", "oidc_rp_event"),  # session_ended
         ("UPDATE", "oidc_rp_grant"),
         ("SELECT", "oidc_rp_grant"),
@@ -1049,6 +1053,31 @@ def test_M60_a_renewal_of_the_session_in_flight(
     response = browser.come_back(browser.visit_op(page.headers["Location"]))
     assert response.status_code in (302, 403)
     assert (who(browser), rows()) == ("", set())
+
+
+# Threads, and connections of their own
+
+
+@pytest.mark.parametrize(
+    "database",
+    [
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.servers),
+        pytest.param("mariadb", marks=pytest.mark.servers),
+    ],
+)
+def test_M57_with_threads_and_connections_of_their_own(database: str) -> None:
+    """The tests of logout_in_threads.py: no thread can share SQLite in memory."""
+    command = [sys.executable, "-m", "pytest", "-q", "--ds=tests.servers.settings"]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "tests/logout_in_threads.py"],
+        env=os.environ | {"DATABASE": database},
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
 
 
 # Anything at all
