@@ -123,7 +123,8 @@ def grants(user: int | None = None) -> list[dict[str, Any]]:
 
 def events(user: int) -> list[list[str]]:
     """Return what became of a user's grants, oldest first: what, why, who; all of it just now."""
-    rows = Event.objects.filter(identity__user=user).exclude(name="signed_in").order_by("id")
+    of_grants = Event.objects.filter(identity__user=user).exclude(grant=None)
+    rows = of_grants.exclude(name="signed_in").order_by("id")
     assert all(abs(timezone.now() - row.at) < timedelta(minutes=2) for row in rows)
     return [[row.name, row.code, row.actor] for row in rows]
 
