@@ -40,6 +40,12 @@ def renewal(settings: Settings) -> None:
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, RENEWAL]
 
 
+def share_connection(settings: Settings) -> None:
+    """Ask all that is asked of the database on this thread's connection, so that a test can see
+    it, or let it fail."""
+    settings.OIDC_RP = settings.OIDC_RP | {"OWN_CONNECTION": False}
+
+
 def send(body: Any, *, slug: str = "op", content_type: str = FORM, **more: Any) -> Response:
     """Be the OP and post this to the back channel: a form's parameters, or a body as it is."""
     path = f"/oidc/{slug}/backchannel-logout/"

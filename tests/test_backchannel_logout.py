@@ -59,6 +59,7 @@ from tests.logout import (
     row,
     rows,
     send,
+    share_connection,
     sign_out,
     statements,
     who,
@@ -306,9 +307,10 @@ def test_M58_whatever_was_wrong_with_the_grant_stays_to_be_read(
 
 
 def test_M58_many_sessions_take_one_statement_for_each_table(
-    op: OpenIDProvider, site: Site, browser: Browser
+    op: OpenIDProvider, site: Site, browser: Browser, settings: Settings
 ) -> None:
     """Two hundred, each with a grant and a stored session, cost what three do."""
+    share_connection(settings)
     told = []
     for count in (3, 200):
         browser.sign_in("op")
@@ -877,11 +879,17 @@ HALF_WAY = {
 
 @pytest.mark.parametrize(("verb", "table"), HALF_WAY.values(), ids=HALF_WAY)
 def test_M57_a_first_try_that_failed_half_way_can_be_repeated(
-    op: OpenIDProvider, site: Site, browser: Browser, verb: str, table: str
+    op: OpenIDProvider,
+    site: Site,
+    browser: Browser,
+    settings: Settings,
+    verb: str,
+    table: str,
 ) -> None:
     """400 tells the OP so; by then it is not taken yet."""
     owner = signed_in_here(site, browser, op)
     token = op.logout_token(sid=REMOVE)
+    share_connection(settings)
     with failing_at(verb, table):
         response = send({"logout_token": token})
     assert_refused(response, "logout.database", "temporarily_unavailable")
@@ -903,11 +911,18 @@ def test_M57_a_first_try_that_failed_half_way_can_be_repeated(
     ],
 )
 def test_M58_what_cannot_be_done_at_once_is_done_by_oidc_prune(
-    op: OpenIDProvider, site: Site, browser: Browser, renewal: None, verb: str, table: str
+    op: OpenIDProvider,
+    site: Site,
+    browser: Browser,
+    renewal: None,
+    settings: Settings,
+    verb: str,
+    table: str,
 ) -> None:
     """The sessions have ended whatever fails; the OP need not ask again."""
     owner = signed_in_here(site, browser, op)
     key = cookie(browser)
+    share_connection(settings)
     with failing_at(verb, table):
         assert_signed_out(sign_out(op))
     assert who(browser) == ""

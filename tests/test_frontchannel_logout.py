@@ -27,6 +27,7 @@ from tests.logout import (
     renewal,
     row,
     rows,
+    share_connection,
     who,
 )
 from tests.provider import REMOVE, OpenIDProvider, SigningKey, raw
@@ -264,10 +265,11 @@ def test_M59_a_provider_that_is_set_up_wrongly(op: OpenIDProvider, configure: Co
     ("verb", "table"), [("UPDATE", "oidc_rp_session"), ("SELECT", "oidc_rp_session")]
 )
 def test_M59_a_database_that_fails(
-    op: OpenIDProvider, browser: Browser, verb: str, table: str
+    op: OpenIDProvider, browser: Browser, settings: Settings, verb: str, table: str
 ) -> None:
     """No failure of ours is shown in the frame; the next frame finds the session still there."""
     browser.sign_in("op")
+    share_connection(settings)
     with failing_at(verb, table):
         assert_refused(frame(op, op.login.sid), "logout.database", "temporarily_unavailable")
     assert_framed(frame(op, op.login.sid), op.origin)
