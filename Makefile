@@ -10,6 +10,7 @@ SERVERS_READY = $(VENV)/.servers-ready
 
 # What touches the database is tested on the servers, too, and not on SQLite alone.
 DATABASE_TESTS = tests/test_models.py tests/test_accounts.py tests/test_reseal.py \
+    tests/test_session_index.py tests/test_backchannel_logout.py \
     $(wildcard tests/test_grants*.py tests/test_refresh*.py)
 
 # The checks are not to touch the demo that somebody runs here.
@@ -17,8 +18,8 @@ CHECK_DEMO = DEMO_DIR=.test/demo
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint typecheck checks further in-browser on-servers oldest newest \
-    oldest-and-newest package bench measure build clean
+.PHONY: help demo test test-all lint typecheck checks further in-browser on-servers on-postgresql \
+    on-mariadb on-postgresql-and-mariadb oldest newest oldest-and-newest package bench measure build clean
 
 help:
 	@echo "make demo       the demo site and its OpenID Provider  [PORT=8000 OP_PORT=9000]"
@@ -39,7 +40,7 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -c 'import sys, django; print("Python %d.%d.%d," % sys.version_info[:3], "Django", django.__version__)'
-	@$(BIN)/python -m pytest -m "not browser and not servers"
+	@$(BIN)/python -m pytest --numprocesses auto -m "not browser and not servers"
 
 test-all: test further
 	@echo "test-all: everything passed, nothing was left out."
@@ -68,11 +69,12 @@ in-browser: $(READY)
 
 on-servers: $(SERVERS_READY)
 	@$(BIN)/python -m pytest -m servers
-	@for database in postgresql mariadb; do \
-	    echo "The tests that touch the database, on $$database:"; \
-	    DATABASE=$$database $(BIN)/python -m pytest --ds=tests.servers.settings \
-	        -m "not browser and not servers" $(DATABASE_TESTS) || exit 1; \
-	done
+	@$(MAKE) --no-print-directory on-postgresql-and-mariadb
+
+on-postgresql on-mariadb: $(SERVERS_READY)
+	@echo "The tests that touch the database, $(subst -, ,$@):"
+	@DATABASE=$(subst on-,,$@) $(BIN)/python -m pytest --ds=tests.servers.settings \
+	    -m "not browser and not servers" $(DATABASE_TESTS)
 
 oldest:
 	@python=$$(tests/packaging/find_python 3.10) && $(MAKE) --no-print-directory test \
@@ -82,14 +84,14 @@ newest:
 	@python=$$(tests/packaging/find_python 3.13 3.14) && $(MAKE) --no-print-directory test \
 	    PYTHON="$$python" VENV=.venv-newest OVERRIDES=tests/packaging/newest.txt
 
-# At once: most of a test's time is spent waiting.
-oldest-and-newest:
+# Two at once: most of their time is spent waiting.
+oldest-and-newest on-postgresql-and-mariadb:
 	@mkdir -p .test
-	@$(MAKE) --no-print-directory oldest >.test/oldest.log 2>&1 & oldest=$$!; \
-	$(MAKE) --no-print-directory newest; newest=$$?; \
-	wait $$oldest; oldest=$$?; \
-	cat .test/oldest.log; \
-	exit $$((oldest + newest))
+	@$(MAKE) --no-print-directory $(firstword $(subst -and-, ,$@)) >.test/$@.log 2>&1 & first=$$!; \
+	$(MAKE) --no-print-directory $(if $(findstring on-,$@),on-)$(lastword $(subst -and-, ,$@)); second=$$?; \
+	wait $$first; first=$$?; \
+	cat .test/$@.log; \
+	exit $$((first + second))
 
 package: build
 	@$(BIN)/python -m tests.packaging.smoke dist/*.whl
