@@ -38,6 +38,7 @@ PROTOCOL_HOOKS = (
 
 _SESSION = "django.contrib.sessions.middleware.SessionMiddleware"
 _AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
+_LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
 _PER_PROCESS_CACHES = ("locmem.LocMemCache", "dummy.DummyCache")
 _RENEWAL = "oidc_rp.middleware.TokenRenewal"
 _SESSION_RENEWAL = "oidc_rp.middleware.SessionRenewal"
@@ -321,18 +322,19 @@ def _middleware_messages() -> Iterator[CheckMessage]:
 
 
 def _session_renewal_messages() -> Iterator[CheckMessage]:
-    """What works with SessionRenewal only, where that is missing or stands too early."""
-    if _SESSION_REFRESH in settings.MIDDLEWARE:
+    """What works with SessionRenewal only, where that is missing or stands in the wrong place."""
+    if _has_middleware(_SESSION_REFRESH):
         hint = f"Put {_SESSION_RENEWAL!r} in its place, and set SESSION_RENEWAL."
         yield Caution("MIDDLEWARE has SessionRefresh.", hint=hint, id="oidc_rp.W008")
-    hint = f"Add {_SESSION_RENEWAL!r} to MIDDLEWARE, behind {_AUTHENTICATION!r}."
-    if _has_middleware(_SESSION_RENEWAL):
-        order = [
-            path for path in settings.MIDDLEWARE if path in (_AUTHENTICATION, _SESSION_RENEWAL)
-        ]
-        if order == [_SESSION_RENEWAL, _AUTHENTICATION]:
-            message = "SessionRenewal stands before AuthenticationMiddleware."
-            yield Error(message, hint=hint, id="oidc_rp.E022")
+    hint = f"Add {_SESSION_RENEWAL!r} to MIDDLEWARE, right behind {_AUTHENTICATION!r}."
+    place = _place(_SESSION_RENEWAL)
+    if place is not None:
+        for path, is_behind in ((_AUTHENTICATION, True), (_LOGIN_REQUIRED, False)):
+            other = _place(path)
+            if other is not None and is_behind is not (other < place):
+                where = "before" if is_behind else "behind"
+                message = f"SessionRenewal stands {where} {path.rpartition('.')[2]}."
+                yield Error(message, hint=hint, id="oidc_rp.E022")
         return
     if settings.SESSION_ENGINE.endswith(".signed_cookies"):
         message = "Sessions live in cookies, and nothing refuses those that have ended."
@@ -343,13 +345,17 @@ def _session_renewal_messages() -> Iterator[CheckMessage]:
 
 def _has_middleware(path: str) -> bool:
     """Whether this middleware is there, or one that is made of it."""
-    if path in settings.MIDDLEWARE:
-        return True
+    return _place(path) is not None
+
+
+def _place(path: str) -> int | None:
+    """Where in MIDDLEWARE this one stands, or one that is made of it."""
     wanted = import_string(path)
-    classes = [_imported(item) for item in settings.MIDDLEWARE]
-    return isinstance(wanted, type) and any(
-        isinstance(found, type) and issubclass(found, wanted) for found in classes
-    )
+    for place, item in enumerate(settings.MIDDLEWARE):
+        found = _imported(item)
+        if item == path or (isinstance(found, type) and issubclass(found, wanted)):
+            return place
+    return None
 
 
 def _url_messages() -> Iterator[CheckMessage]:

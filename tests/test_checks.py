@@ -15,10 +15,11 @@ from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.checks import CheckMessage, Tags, run_checks
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from mozilla_django_oidc.middleware import SessionRefresh
 from pytest_django import Settings
 
 from oidc_rp.backends import OIDCBackend
-from oidc_rp.middleware import TokenRenewal
+from oidc_rp.middleware import SessionRenewal, TokenRenewal
 from oidc_rp.models import PendingRevocation, StoredAccessToken
 from oidc_rp.sealing import KeyRing
 from tests.test_conf import GOOD
@@ -175,6 +176,50 @@ def test_a_middleware_of_the_sites_own_does(settings: Settings) -> None:
         "tests.test_checks.Sessions" if path == SESSIONS else path for path in settings.MIDDLEWARE
     ]
     assert found() == {}
+
+
+LOGIN_REQUIRED = MIDDLEWARE.format("auth", "LoginRequired")
+RENEWS = "oidc_rp.middleware.SessionRenewal"
+REFRESHES = "mozilla_django_oidc.middleware.SessionRefresh"
+
+
+class Renews(SessionRenewal):
+    """A site's own."""
+
+
+class Refreshes(SessionRefresh):  # type: ignore[misc]
+    """A site's own."""
+
+
+OWN_RENEWS, OWN_REFRESHES = f"{__name__}.Renews", f"{__name__}.Refreshes"
+RENEWAL: list[tuple[list[str], dict[str, Any], str, str]] = [
+    ([], {}, "db", ""),
+    ([], {"SESSION_RENEWAL": 600}, "db", "E022 SESSION_RENEWAL is set, and nothing does it."),
+    ([], {}, "signed_cookies", "E022 Sessions live in cookies, and nothing refuses those that "),
+    ([AUTHENTICATION, RENEWS], {"SESSION_RENEWAL": 600}, "db", ""),
+    ([AUTHENTICATION, RENEWS], {}, "signed_cookies", ""),
+    ([AUTHENTICATION, OWN_RENEWS], {"SESSION_RENEWAL": 600}, "signed_cookies", ""),
+    ([AUTHENTICATION, RENEWS, LOGIN_REQUIRED], {"SESSION_RENEWAL": 600}, "db", ""),
+    ([RENEWS, AUTHENTICATION], {}, "db", "E022 SessionRenewal stands before Authentication"),
+    ([OWN_RENEWS, AUTHENTICATION], {}, "db", "E022 SessionRenewal stands before Authentication"),
+    ([AUTHENTICATION, LOGIN_REQUIRED, RENEWS], {}, "db", "E022 SessionRenewal stands behind Login"),
+    ([AUTHENTICATION, REFRESHES], {}, "db", "W008 MIDDLEWARE has SessionRefresh."),
+    ([AUTHENTICATION, OWN_REFRESHES], {}, "db", "W008 MIDDLEWARE has SessionRefresh."),
+    ([AUTHENTICATION, RENEWS, REFRESHES], {}, "db", "W008 MIDDLEWARE has SessionRefresh."),
+]
+
+
+@pytest.mark.parametrize(("behind", "options", "engine", "told"), RENEWAL)
+def test_SessionRenewal_stands_where_it_works(
+    settings: Settings, behind: list[str], options: dict[str, Any], engine: str, told: str
+) -> None:
+    """Where something needs it, and in the one place where it works."""
+    settings.OIDC_RP = one(**options)
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    settings.MIDDLEWARE = [SESSIONS, *(behind or [AUTHENTICATION])]
+    messages = [f"{code} {message.msg}" for code, message in found().items()]
+    assert len(messages) == bool(told), messages
+    assert all(message.startswith(told) for message in messages)
 
 
 def test_urls_that_are_not_included_are_told(settings: Settings) -> None:
