@@ -129,10 +129,11 @@ def renewed(
 ) -> None:
     """Bring the account of a session that goes on up to what the OP says now.
 
-    signed, userinfo: the claims of a refreshed ID Token and of UserInfo, after every check; what
-    neither names is as it was. Raises LoginRefused "account.<why>".
+    signed, userinfo: the claims of a refreshed ID Token and of UserInfo, after every check. What
+    neither names is gone, as at a login; without an ID Token it is as it was, for then not all
+    that a login hears was heard. Raises LoginRefused "account.<why>".
     """
-    claims, told = dict(identity.claims), _as_one(signed, userinfo)
+    claims, told = {} if signed else dict(identity.claims), _as_one(signed, userinfo)
     for name in ("email", "phone_number"):  # an old word does not vouch for a new value
         if told.get(name) not in (None, claims.get(name)):
             claims.pop(f"{name}_verified", None)

@@ -48,9 +48,13 @@ AGAIN_AFTER = timedelta(seconds=60)
 WAIT = 3.0
 """Seconds that a request waits for its renewal; it goes on without, and the next one knows more."""
 
-# What an OP answers to prompt=none when the person would have to act (Core §3.1.2.6)
-INTERACTION = frozenset(
-    "login_required interaction_required consent_required account_selection_required".split()
+# What an OP answers when the person would have to act (Core §3.1.2.6), may not go on, or has not
+# signed in as the settings want it
+REFUSALS = frozenset(
+    """
+    login_required interaction_required consent_required account_selection_required access_denied
+    unmet_authentication_requirements
+    """.split()
 )
 
 # No of the OP, or of this site, where a refresh was tried. For any other reason to have no token
@@ -271,7 +275,7 @@ def not_renewed(request: HttpRequest, error: OIDCError, pending: PendingLogin) -
 def _is_final(error: OIDCError) -> bool:
     """Whether the OP, or this site, says no; else nobody has said anything."""
     if isinstance(error, OPError):
-        return error.error in INTERACTION or error.error == "access_denied"
+        return error.error in REFUSALS
     if isinstance(error, InvalidIdToken):  # it vouches, and not as the settings demand
         return error.claim in _ABOUT_THE_LOGIN
     if isinstance(error, InvalidResponse):

@@ -412,6 +412,29 @@ def test_a_refreshed_ID_Token_goes_before_UserInfo(op: OpenIDProvider, by_token:
     assert (user().first_name, user().last_name) == ("Signed", "Also told")
 
 
+@pytest.mark.parametrize("userinfo", [True, False])
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_claim_that_is_not_there_any_more_is_gone(
+    op: OpenIDProvider,
+    browser: Browser,
+    site: Site,
+    settings: Settings,
+    userinfo: bool,
+    heard: bool,
+) -> None:
+    """Some OPs leave out a list of roles that is empty. Without a refreshed ID Token nobody knows
+    what it would have said: as in the one of the login."""
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.ForStaff"]
+    op.always_refresh_token = op.id_token_carries_claims = True
+    op.id_token_on_refresh = heard
+    op.userinfo_claims["roles"] = REMOVE
+    op.person["roles"] = ["staff"]
+    has(site, USERINFO=userinfo)
+    overdue(op, browser)
+    del op.person["roles"]
+    assert who(browser.client.get("/home/")) == ("" if heard else user().username)
+
+
 def test_UserInfo_does_not_vouch_for_the_address_of_the_ID_Token(
     op: OpenIDProvider, browser: Browser, site: Site
 ) -> None:
@@ -596,6 +619,13 @@ def test_M31_another_persons_UserInfo_signs_out(
     assert who(by_token.client.get("/home/")) == ""
     assert Session.objects.count() == 0
     assert user().first_name == "Jane"
+
+
+class ForStaff(OIDCBackend):
+    """A site for those who have a role."""
+
+    def verify_claims(self, claims: Any) -> bool:
+        return "staff" in claims.get("roles", [])
 
 
 class Strict(OIDCBackend):
@@ -1095,13 +1125,34 @@ def test_groups_and_staff_follow_a_silent_login(
     assert_ordinary(json.loads(browser.client.get("/home/").content))
 
 
+@pytest.mark.parametrize("response_mode", ["query", "form_post"])
+@pytest.mark.parametrize("samesite", ["Lax", "Strict", "None"])
+def test_every_samesite_and_response_mode_renews(
+    op: OpenIDProvider,
+    by_login: Browser,
+    site: Site,
+    settings: Settings,
+    samesite: str,
+    response_mode: str,
+) -> None:
+    """The landing page, too, is no end of the session."""
+    has(site, RESPONSE_MODE=response_mode)
+    settings.SESSION_COOKIE_SAMESITE = samesite
+    put(by_login, basket=[1])
+    by_login.client.cookies["sessionid"]["samesite"] = samesite
+    back = by_login.follow(by_login.client.get("/home/?a=1", headers=VISIT))
+    assert (back.status_code, back.url) == (302, "/home/?a=1")
+    assert by_login.client.session["basket"] == [1]
+    assert_renewed()
+
+
 # By prompt=none: it says no
 
 
 NO = ["login_required", "interaction_required", "consent_required", "account_selection_required"]
 
 
-@pytest.mark.parametrize("error", [*NO, "access_denied"])
+@pytest.mark.parametrize("error", [*NO, "access_denied", "unmet_authentication_requirements"])
 def test_no_follows_the_setting_sign_out(op: OpenIDProvider, by_login: Browser, error: str) -> None:
     op.prompt_none_error = error
     back = by_login.follow(by_login.client.get("/private/?a=1", headers=VISIT))
