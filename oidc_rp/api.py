@@ -46,6 +46,10 @@ from .sessions import CURRENT, owner_of
 DEFAULT_TIMEOUT = 10.0
 """Seconds to connect, and between two octets of the answer, for a call that names no timeout."""
 
+MAX_ACR_VALUES = 400
+"""Characters of the acr_values of an API's challenge that a login is asked for: they are kept until
+it comes back, and afterwards, in a session that may live in a cookie."""
+
 
 def session_for(
     who: Any, provider: str | None = None, *, resource: str = "", scopes: Collection[str] = ()
@@ -211,7 +215,7 @@ class Caller:
         as well: a new grant takes the place of the old one."""
         granted = token.scope.split()
         missing = tuple(dict.fromkeys(scope for scope in needed if scope not in granted))
-        asked = tuple(dict.fromkeys((*self._granted_at_login(), *granted, *missing)))
+        asked = tuple(dict.fromkeys((*self._granted(token), *missing)))
         helps = missing and len(" ".join(asked)) <= MAX_ADDED_SCOPE
         url = self._login_url(token.provider, asked) if helps else ""
         return InsufficientScope(missing, login_url=url)
@@ -219,19 +223,22 @@ class Caller:
     def _step_up(self, challenge: Challenge, token: UsableToken) -> StepUpRequired:
         """That login asks for what was granted as well: its tokens take the old ones' place."""
         wanted = StepUp(challenge.max_age, tuple(challenge.acr_values.split()))
-        asked = tuple(dict.fromkeys((*self._granted_at_login(), *token.scope.split())))
+        asked = self._granted(token)
         scopes = asked if len(" ".join(asked)) <= MAX_ADDED_SCOPE else ()
+        helps = len(challenge.acr_values) <= MAX_ACR_VALUES
         message = "the API wants a more recent or a stronger authentication"
         return StepUpRequired(
             "api.step_up",
             message,
             step_up=wanted,
-            login_url=self._login_url(token.provider, scopes, wanted),
+            login_url=self._login_url(token.provider, scopes, wanted) if helps else "",
         )
 
-    def _granted_at_login(self) -> list[str]:
-        """A token for one API of several has less."""
-        return str(self._request.session[CURRENT]["scope"]).split() if self._request else []
+    def _granted(self, token: UsableToken) -> tuple[str, ...]:
+        """All that this grant allows: a token for one API of several has less, and a login that
+        asked for less has left a durable grant as it was."""
+        at_login = str(self._request.session[CURRENT]["scope"]) if self._request else ""
+        return tuple(dict.fromkeys(f"{at_login} {token.grant_scope} {token.scope}".split()))
 
     def _login_url(self, slug: str, scopes: Collection[str] = (), step_up: StepUp = ANYHOW) -> str:
         next_url = way_back(self._request) if self._request else ""

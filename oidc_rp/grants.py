@@ -100,7 +100,7 @@ ANY = Target()
 class Reading(NamedTuple):
     """A grant and its access token for one API, as they stand in the database at `now`.
 
-    Moments are microseconds by the database's clock.
+    Moments are microseconds by the database's clock. scope: all that the grant allows.
     """
 
     now: int
@@ -121,6 +121,7 @@ class Reading(NamedTuple):
     generation: int | None
     sent_at: int | None
     expires_at: int | None
+    scope: str
 
     @property
     def may_be_renewed(self) -> bool:
@@ -198,7 +199,7 @@ def _select(alias: str, is_active: str) -> str:
     return (
         f"SELECT {CLOCKS[connections[alias].vendor]}, g.id, g.identity_id, g.provider, "
         f"g.client_id, i.iss, i.sub, {is_active}, g.status, g.lease_until, g.not_before, g.key_id, "
-        f"t.id, t.access_token, t.granted_scope, t.generation, t.sent_at, t.expires_at"
+        f"t.id, t.access_token, t.granted_scope, t.generation, t.sent_at, t.expires_at, g.scope"
     )
 
 

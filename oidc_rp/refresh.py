@@ -98,8 +98,8 @@ class UsableToken:
     """An access token that is good now.
 
     scope: as granted. provider: slug. fresh_until, good_until: moments of time.monotonic(), when
-    it is time to renew it, and when it can be used no more. claims: of the ID Token that came with
-    it in this very refresh, validated.
+    it is time to renew it, and when it can be used no more. grant_scope: all that its grant allows.
+    claims: of the ID Token that came with it in this very refresh, validated.
     """
 
     access_token: AccessToken
@@ -107,6 +107,7 @@ class UsableToken:
     provider: str
     fresh_until: float
     good_until: float
+    grant_scope: str = ""
     claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -334,8 +335,9 @@ def _at_hand(reading: Reading) -> UsableToken | None:
     except (SealError, ConfigurationError) as error:
         logger.error("grant %s: its access token does not open: %s", reading.grant, error)
         return None
+    until = sent_at + soft, sent_at + hard
     scope = reading.granted_scope or ""
-    return UsableToken(access_token, scope, reading.provider, sent_at + soft, sent_at + hard)
+    return UsableToken(access_token, scope, reading.provider, *until, reading.scope)
 
 
 def expiry(grant: str, lifetime: float | None) -> tuple[float, float]:
@@ -564,7 +566,8 @@ class Attempt:
             signals.send_after_commit(signals.tokens_refreshed, Identity, **told)
         soft, hard = expiry(self.grant.pk, lifetime.total_seconds() if lifetime else None)
         until = self.sent + soft, self.sent + hard
-        return UsableToken(tokens.access_token, tokens.scope, self.grant.provider, *until)
+        provider, scope = self.grant.provider, self.grant.scope
+        return UsableToken(tokens.access_token, tokens.scope, provider, *until, scope)
 
     def _without_access_token(self, problem: OIDCError | None) -> None:
         """The refresh token was rotated, and is kept; the rest of the answer is of no use."""

@@ -9,13 +9,12 @@ session says so. An OP that ignores the request ends at a refusal, and nobody go
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from functools import wraps
-from inspect import iscoroutinefunction
 from typing import Any
+from zlib import crc32
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.conf import settings
 from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -24,9 +23,16 @@ from django.shortcuts import resolve_url
 from django.utils import timezone
 from django.utils.http import urlencode
 
-from . import conf
+from . import conf, grants
 from .errors import ConfigurationError, StepUpRequired
-from .login_urls import answer_with_login, is_page_visit, login_url, way_back
+from .login_urls import (
+    MAX_ADDED_SCOPE,
+    answer_with_login,
+    is_page_visit,
+    login_url,
+    way_back,
+)
+from .models import Grant
 from .protocol.authentication import StepUp
 from .refusals import explanation
 from .sessions import CurrentLogin, current_login, signed_in_locally
@@ -34,6 +40,10 @@ from .sessions import CurrentLogin, current_login, signed_in_locally
 ERROR = "insufficient_user_authentication"
 JUST_NOW = timedelta(seconds=30)
 """A login so short ago that did not help would not help a second time."""
+
+ROUNDS = "oidc_rp_rounds"
+MAX_ROUNDS = 3
+"""How often a page sends its visitor to sign in without a pause of JUST_NOW."""
 
 View = Callable[..., Any]
 Names = str | Sequence[str]
@@ -75,10 +85,19 @@ class RequireAuthMixin:
     required_acr: Names = ()
     required_amr: Names = ()
 
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        wanted = StepUp(self.required_max_age, _names(self.required_acr), _names(self.required_amr))
-        answer = answer_to(request, wanted)
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """A response, or the promise of one where the methods are async."""
+        if getattr(self, "view_is_async", False):
+            return self._adispatch(request, *args, **kwargs)
+        answer = answer_to(request, self._wanted())
         return answer or super().dispatch(request, *args, **kwargs)  # type: ignore[misc]
+
+    async def _adispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        answer = await sync_to_async(answer_to)(request, self._wanted())
+        return answer or await super().dispatch(request, *args, **kwargs)  # type: ignore[misc]
+
+    def _wanted(self) -> StepUp:
+        return StepUp(self.required_max_age, _names(self.required_acr), _names(self.required_amr))
 
 
 def answer_to(request: HttpRequest, wanted: StepUp) -> HttpResponse | None:
@@ -90,24 +109,73 @@ def answer_to(request: HttpRequest, wanted: StepUp) -> HttpResponse | None:
         return _of_a_local_login(request, wanted)
     if satisfies(login, wanted):
         return None
-    if login.at is not None and abs(timezone.now() - login.at) < JUST_NOW and _asked(login, wanted):
-        return useless(request)
     url = login_url(
-        login.provider, next_url=way_back(request), step_up=wanted, user_pk=request.user.pk
+        login.provider,
+        next_url=way_back(request),
+        scopes=_granted(login),
+        step_up=wanted,
+        user_pk=request.user.pk,
     )
-    return _not_stored(answer_with_login(request, url, ERROR))
+    return _sent(request, login, wanted, url)
 
 
 def answer_to_challenge(request: HttpRequest, error: StepUpRequired) -> HttpResponse:
-    """The answer for a view whose API wants more than the session's login proves."""
+    """The answer for a view whose API wants more than the token's login proves.
+
+    That is the login of this session, unless the token is of a durable grant: there another
+    browser may have signed in since, in a weaker way.
+    """
     login = current_login(request)
-    if login is None or not error.login_url or satisfies(login, error.step_up):
+    if login is None or not error.login_url:
         return useless(request)
-    return _not_stored(answer_with_login(request, error.login_url, ERROR))
+    strict = satisfies(login, error.step_up, leeway=timedelta(0))  # the API's clock has the say
+    if strict and not _durable(login):
+        return useless(request)
+    return _sent(request, login, error.step_up, error.login_url)
 
 
-def satisfies(login: CurrentLogin, wanted: StepUp) -> bool:
-    """Whether this login is as recent and as strong as wanted, within the clocks' leeway."""
+def _sent(request: HttpRequest, login: CurrentLogin, wanted: StepUp, url: str) -> HttpResponse:
+    """Send somebody to the OP, for whom that can help: nobody goes round in circles."""
+    just_now = login.at is not None and abs(timezone.now() - login.at) < JUST_NOW
+    if just_now and _asked(login, wanted):
+        return useless(request)
+    if is_page_visit(request) and _goes_round(request, in_a_row=just_now):
+        return useless(request)
+    return _not_stored(answer_with_login(request, url, ERROR))
+
+
+def _goes_round(request: HttpRequest, *, in_a_row: bool) -> bool:
+    """Whether this page sends its visitor to sign in again and again: by two requirements that no
+    login fulfils together, or to a login page that sends back whoever is signed in."""
+    now, this = timezone.now().timestamp(), crc32(request.path.encode("utf-8", "replace"))
+    page, rounds, last = request.session.get(ROUNDS) or (0, 0, 0.0)
+    if page != this or not in_a_row or abs(now - last) >= JUST_NOW.total_seconds():
+        rounds = 0
+    if rounds >= MAX_ROUNDS:
+        return True
+    request.session[ROUNDS] = [this, rounds + 1, now]
+    return False
+
+
+def _granted(login: CurrentLogin) -> tuple[str, ...]:
+    """All that the grant of this session allows, if that is more than every login asks for: its
+    tokens are to be those of the stronger login, and not those that it had before."""
+    rows = Grant.objects.using(grants.database()).filter(pk=login.grant, status=Grant.OPEN)
+    kept = rows.values_list("scope", flat=True).first() if login.grant else None
+    granted = tuple(dict.fromkeys(f"{login.scope} {kept or ''}".split()))
+    provider = conf.providers().get(login.provider)
+    helps = provider is not None and not set(granted) <= set(provider.scopes)
+    return granted if helps and len(" ".join(granted)) <= MAX_ADDED_SCOPE else ()
+
+
+def _durable(login: CurrentLogin) -> bool:
+    rows = Grant.objects.using(grants.database()).filter(pk=login.grant, durable=True)
+    return bool(login.grant) and rows.exists()
+
+
+def satisfies(login: CurrentLogin, wanted: StepUp, leeway: timedelta | None = None) -> bool:
+    """Whether this login is as recent and as strong as wanted, within the clocks' leeway; that is
+    the provider's, if none is given."""
     if wanted.acr_values and login.acr not in wanted.acr_values:
         return False
     if wanted.amr_values and not set(wanted.amr_values) & set(login.amr):
@@ -116,8 +184,8 @@ def satisfies(login: CurrentLogin, wanted: StepUp) -> bool:
         return True
     if login.auth_time is None:
         return False
-    oldest = timezone.now() - timedelta(seconds=wanted.max_age) - _leeway(login.provider)
-    return login.auth_time >= oldest
+    age, ours = timezone.now() - login.auth_time, _leeway(login.provider)
+    return -ours <= age <= timedelta(seconds=wanted.max_age) + (ours if leeway is None else leeway)
 
 
 def useless(request: HttpRequest) -> HttpResponse:
@@ -164,6 +232,8 @@ def _of_a_local_login(request: HttpRequest, wanted: StepUp) -> HttpResponse | No
     url = (
         _local_login_url(way_back(request)) if plain else login_url("", next_url=way_back(request))
     )
+    if is_page_visit(request) and _goes_round(request, in_a_row=True):
+        return useless(request)
     return _not_stored(answer_with_login(request, url, ERROR))
 
 
@@ -173,12 +243,12 @@ def _local_login_url(next_url: str) -> str:
 
 
 def _asked(login: CurrentLogin, wanted: StepUp) -> bool:
-    """Whether this very login was asked for what is wanted now."""
+    """Whether this very login was asked for what is wanted now, or for more."""
     asked = login.asked
-    as_recent = wanted.max_age is None or (
-        asked.max_age is not None and asked.max_age <= wanted.max_age
-    )
-    return as_recent and replace(asked, max_age=None) == replace(wanted, max_age=None)
+    if wanted.max_age is not None and (asked.max_age is None or asked.max_age > wanted.max_age):
+        return False
+    pairs = ((asked.acr_values, wanted.acr_values), (asked.amr_values, wanted.amr_values))
+    return all(not want or (had and set(had) <= set(want)) for had, want in pairs)
 
 
 def _leeway(slug: str) -> timedelta:

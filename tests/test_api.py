@@ -32,10 +32,12 @@ from oidc_rp.errors import (
     LoginRequired,
     OIDCError,
     OriginNotAllowed,
+    StepUpRequired,
     TemporarilyUnavailable,
 )
-from oidc_rp.login_urls import added_scopes, login_url
+from oidc_rp.login_urls import added_scopes, asked_step_up, login_url
 from oidc_rp.models import EPOCH, Grant, StoredAccessToken
+from oidc_rp.protocol.authentication import ANYHOW, StepUp
 from oidc_rp.protocol.tokens import AccessToken
 from oidc_rp.sealing import generate_key
 from oidc_rp.signals import tokens_refreshed
@@ -682,6 +684,116 @@ def test_step_ups_add_up(op: OpenIDProvider, visit: HttpRequest, signed_in: Brow
         assert signed_in.sign_in("op", scopes=query["scopes"][0]).status_code == 302
         request = visited(signed_in, op)
     assert Grant.objects.get(status=Grant.OPEN).scope.split() == [*SCOPES, *scopes]
+
+
+# A stronger, or a more recent, login (RFC 9470)
+
+
+def insufficient_login(scheme: str = "Bearer", **params: str) -> dict[str, str]:
+    error = {"error": "insufficient_user_authentication"}
+    told = ", ".join(f'{name}="{value}"' for name, value in (error | params).items())
+    return {"WWW-Authenticate": f"{scheme} {told}"}
+
+
+CHALLENGES: dict[str, tuple[dict[str, str], StepUp]] = {
+    "acr_values": ({"acr_values": "gold silver"}, StepUp(None, ("gold", "silver"))),
+    "max_age": ({"max_age": "300"}, StepUp(300)),
+    "max_age=0": ({"max_age": "0"}, StepUp(0)),
+    "both": ({"acr_values": "gold", "max_age": "5"}, StepUp(5, ("gold",))),
+    "no number": ({"acr_values": "gold", "max_age": "-5"}, StepUp(None, ("gold",))),
+    "nothing": ({}, ANYHOW),
+}
+
+
+@pytest.mark.parametrize(("params", "wanted"), CHALLENGES.values(), ids=CHALLENGES)
+def test_a_challenge_names_the_login_that_the_API_wants(
+    op: OpenIDProvider, visit: HttpRequest, user: Any, params: dict[str, str], wanted: StepUp
+) -> None:
+    """For a view and for a job; nothing is renewed for it, and nothing is sent twice."""
+    op.answer["/api/any"] = raw(401, insufficient_login(**params))
+    for who in (visit, user):
+        for get in (by_session, by_auth):
+            with pytest.raises(StepUpRequired) as required:
+                get(who, f"{op.origin}/api/any")
+            error = required.value
+            assert (error.code, error.step_up) == ("api.step_up", wanted)
+            url = urlsplit(error.login_url)
+            query = {name: values[0] for name, values in parse_qs(url.query).items()}
+            assert url.path == "/oidc/op/login/"
+            assert query.get("next") == ("/home/" if who is visit else None)
+            assert added_scopes("op", query["scopes"], user.pk) == tuple(SCOPES)
+            assert asked_step_up("op", query.get("step_up", ""), user.pk) == wanted
+            again = pickle.loads(pickle.dumps(error))
+            assert (again.step_up, again.login_url) == (wanted, error.login_url)
+    assert (op.refreshes, op.calls("/api/any")) == (0, 4)
+
+
+def test_a_login_is_not_asked_for_more_than_a_cookie_holds(
+    op: OpenIDProvider, visit: HttpRequest
+) -> None:
+    op.answer["/api/any"] = raw(401, insufficient_login(acr_values="x" * 401))
+    with pytest.raises(StepUpRequired) as required:
+        session_for(visit).get(f"{op.origin}/api/any")
+    assert required.value.login_url == ""
+
+
+NO_CHALLENGES: dict[str, tuple[int, dict[str, str]]] = {
+    "403": (403, insufficient_login(acr_values="gold")),
+    "another scheme": (401, insufficient_login("DPoP", acr_values="gold")),
+    "another error": (401, {"WWW-Authenticate": 'Bearer error="invalid_request", max_age="0"'}),
+    "no error": (401, {"WWW-Authenticate": 'Bearer acr_values="gold"'}),
+}
+
+
+@pytest.mark.parametrize(("status", "headers"), NO_CHALLENGES.values(), ids=NO_CHALLENGES)
+def test_no_other_answer_is_such_a_challenge(
+    op: OpenIDProvider, visit: HttpRequest, status: int, headers: dict[str, str]
+) -> None:
+    op.answer["/api/any"] = raw(status, headers)
+    assert session_for(visit).get(f"{op.origin}/api/any").status_code == status
+
+
+def test_a_replay_that_wants_a_stronger_login_says_so(
+    op: OpenIDProvider, visit: HttpRequest
+) -> None:
+    answers = iter([raw(401, INVALID_TOKEN), raw(401, insufficient_login(acr_values="gold"))])
+    op.answer["/api/any"] = lambda handler: next(answers)(handler)
+    with pytest.raises(StepUpRequired):
+        session_for(visit).get(f"{op.origin}/api/any")
+    assert op.refreshes == 1
+
+
+def test_a_stranger_behind_a_redirect_asks_for_no_login(
+    op: OpenIDProvider, elsewhere: OpenIDProvider, visit: HttpRequest
+) -> None:
+    op.answer["/api/moved"] = redirect_to(f"{elsewhere.origin}/api/any")
+    elsewhere.answer["/api/any"] = raw(401, insufficient_login(acr_values="gold"))
+    assert session_for(visit).get(f"{op.origin}/api/moved").status_code == 401
+
+
+def test_a_login_for_one_API_keeps_what_the_grant_allows_others(
+    op: OpenIDProvider, visit: HttpRequest, signed_in: Browser, user: Any
+) -> None:
+    """Of a grant that is wider than the login of today, and of a token that is narrower."""
+    signed_in.sign_in("op", scopes=wider(user.pk, *SCOPES, "contacts"))
+    signed_in.sign_in("op")
+    request = visited(signed_in, op)
+    for headers, error in (
+        (insufficient_login(acr_values="gold"), StepUpRequired),
+        (insufficient("mail"), InsufficientScope),
+    ):
+        op.answer["/api/any"] = raw(401 if error is StepUpRequired else 403, headers)
+        for who in (request, user):
+            with pytest.raises(error) as refused:
+                session_for(who, scopes=["calendar"]).get(f"{op.origin}/api/any")
+            query = parse_qs(urlsplit(refused.value.login_url).query)
+            asked = added_scopes("op", query["scopes"][0], user.pk)
+            assert {*asked} - {"mail"} == {*SCOPES, "contacts"}
+
+
+def wider(user_pk: Any, *scopes: str) -> str:
+    url = login_url("op", scopes=scopes, user_pk=user_pk)
+    return parse_qs(urlsplit(url).query)["scopes"][0]
 
 
 # Redirects and the environment

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -15,9 +16,12 @@ from oidc_rp.errors import (
     InsufficientScope,
     LoginRequired,
     OriginNotAllowed,
+    StepUpRequired,
     TemporarilyUnavailable,
 )
 from oidc_rp.httpx import BearerAuth
+from oidc_rp.login_urls import asked_step_up
+from oidc_rp.protocol.authentication import StepUp
 from tests.browser import Browser
 from tests.conftest import Configure
 from tests.provider import OpenIDProvider, asking_for_patience, raw, redirect_to, sending
@@ -29,6 +33,7 @@ from tests.test_api import (
     elsewhere,
     endless_refusal,
     insufficient,
+    insufficient_login,
     netrc,
     options,
     sent,
@@ -221,3 +226,36 @@ def test_without_httpx_the_error_says_what_to_install() -> None:
     assert ended.stderr.splitlines()[-1] == (
         'ImportError: oidc_rp.httpx needs httpx: pip install "oidc_rp[httpx]"'
     )
+
+
+def test_a_challenge_names_the_login_that_the_API_wants(
+    op: OpenIDProvider, visit: HttpRequest, user: Any, call: Call
+) -> None:
+    """RFC 9470, for a view and for a job; nothing is renewed for it, and nothing is sent twice."""
+    op.answer["/api/any"] = raw(401, insufficient_login(acr_values="gold", max_age="5"))
+    for who in (visit, user):
+        with pytest.raises(StepUpRequired) as required:
+            call(who, "GET", f"{op.origin}/api/any")
+        assert required.value.code == "api.step_up"
+        assert required.value.step_up == StepUp(5, ("gold",))
+        query = parse_qs(urlsplit(required.value.login_url).query)
+        assert asked_step_up("op", query["step_up"][0], user.pk) == StepUp(5, ("gold",))
+    assert (op.refreshes, op.calls("/api/any")) == (0, 2)
+
+
+def test_a_replay_that_wants_a_stronger_login_says_so(
+    op: OpenIDProvider, visit: HttpRequest, call: Call
+) -> None:
+    answers = iter([raw(401, INVALID_TOKEN), raw(401, insufficient_login(acr_values="gold"))])
+    op.answer["/api/any"] = lambda handler: next(answers)(handler)
+    with pytest.raises(StepUpRequired):
+        call(visit, "GET", f"{op.origin}/api/any")
+    assert op.refreshes == 1
+
+
+def test_a_stranger_behind_a_redirect_asks_for_no_login(
+    op: OpenIDProvider, elsewhere: OpenIDProvider, visit: HttpRequest, call: Call
+) -> None:
+    op.answer["/api/moved"] = redirect_to(f"{elsewhere.origin}/api/any")
+    elsewhere.answer["/api/any"] = raw(401, insufficient_login(acr_values="gold"))
+    assert call(visit, "GET", f"{op.origin}/api/moved").status_code == 401

@@ -141,7 +141,7 @@ def essential_claims(claims: object, step_up: StepUp) -> str:
         if values
     }
     asked["id_token"] = dict(of_id_token if isinstance(of_id_token, Mapping) else {}) | essential
-    return json.dumps(asked)
+    return json.dumps(asked, default=str)
 
 
 def code_challenge(code_verifier: str) -> str:

@@ -1,8 +1,10 @@
 """Authentication request and response (Core §3.1.2, RFC 7636, RFC 9126, RFC 9207)."""
 
+import json
 import secrets
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
@@ -13,9 +15,11 @@ from hypothesis import strategies as st
 from oidc_rp.errors import KNOWN_OP_ERRORS, InvalidResponse, OPError
 from oidc_rp.protocol.authentication import (
     AuthenticationRequest,
+    StepUp,
     authentication_request,
     authorization_url,
     code_challenge,
+    essential_claims,
     read_authentication_response,
     read_pushed_response,
     request_parameters,
@@ -73,6 +77,55 @@ def test_what_is_asked_for_is_sent() -> None:
     sent = request_parameters(asked, {})
     assert (sent["max_age"], sent["acr_values"]) == ("0", "urn:a urn:b")
     assert sent["response_mode"] == "form_post"
+
+
+STRONG = StepUp(300, ("gold", "silver"), ("otp",))
+ESSENTIAL = {
+    "acr": {"essential": True, "values": ["gold", "silver"]},
+    "amr": {"essential": True, "values": ["otp"]},
+}
+CLAIMS = {"userinfo": {"email": None}, "id_token": {"email": None, "acr": {"value": "x"}}}
+BESIDE = {"userinfo": {"email": None}, "id_token": {"email": None} | ESSENTIAL}
+
+
+@pytest.mark.parametrize(
+    ("claims", "told"),
+    [
+        (None, {"id_token": ESSENTIAL}),
+        (CLAIMS, {"userinfo": {"email": None}, "id_token": {"email": None} | ESSENTIAL}),
+        (
+            json.dumps(CLAIMS),
+            {"userinfo": {"email": None}, "id_token": {"email": None} | ESSENTIAL},
+        ),
+        ({"id_token": None}, {"id_token": ESSENTIAL}),
+        ({"id_token": ["acr"]}, {"id_token": ESSENTIAL}),
+        ("no JSON", {"id_token": ESSENTIAL}),
+        ("[]", {"id_token": ESSENTIAL}),
+        (7, {"id_token": ESSENTIAL}),
+        ({"x": PurePosixPath("y")}, {"x": "y", "id_token": ESSENTIAL}),
+    ],
+)
+def test_what_is_wanted_is_essential_beside_what_is_asked_for_anyway(
+    claims: object, told: dict[str, Any]
+) -> None:
+    """Core §5.5.1.1: an OP that cannot do it says so, and does not go on."""
+    assert json.loads(essential_claims(claims, STRONG)) == told
+
+
+def test_only_what_is_wanted_is_essential() -> None:
+    assert json.loads(essential_claims(None, StepUp(300, ("gold",)))) == {
+        "id_token": {"acr": {"essential": True, "values": ["gold"]}}
+    }
+    assert json.loads(essential_claims(None, StepUp(300, (), ("otp",)))) == {
+        "id_token": {"amr": {"essential": True, "values": ["otp"]}}
+    }
+
+
+@fuzz
+@given(claims=awkward)
+def test_any_claims_of_the_settings_leave_it_essential(claims: object) -> None:
+    with no_other_error():
+        assert json.loads(essential_claims(claims, STRONG))["id_token"].items() >= ESSENTIAL.items()
 
 
 def test_M1_only_code_is_asked_for() -> None:

@@ -476,6 +476,21 @@ def test_M29_acr_is_one_of_those_asked_for(acr: object) -> None:
         validated(with_claims({"acr": acr}), acr_values=("urn:strong", "urn:stronger"))
 
 
+@pytest.mark.parametrize("amr", [["otp"], ["pwd", "otp"], ["hwk", "hwk"], [["pwd"], "otp", 1]])
+def test_M29_amr_names_one_of_the_methods_that_were_asked_for(amr: object) -> None:
+    assert validated(with_claims({"amr": amr}), amr_values=("otp", "hwk"))
+
+
+@pytest.mark.parametrize(
+    "amr", [["pwd"], [], "otp", {"otp": 1}, [["otp"]], ["OTP"], ["otp hwk"], None, 0, REMOVE]
+)
+def test_M29_amr_without_them_is_refused(amr: object) -> None:
+    """And where none was asked for, any will do."""
+    assert validated(with_claims({"amr": amr}))
+    with refusal("id_token.amr"):
+        validated(with_claims({"amr": amr}), amr_values=("otp", "hwk"))
+
+
 # M30: refresh
 
 
