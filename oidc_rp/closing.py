@@ -90,7 +90,7 @@ def end_sessions(
     """End these rows of the index, their stored sessions, and what was granted to them alone.
 
     which: of session_index.rows(). From the first write on none of them is good for another
-    request; each table takes one statement, however many they are. The OP is told last of all.
+    request; the statements are as many for two hundred as for one. The OP is told last of all.
     Returns how many have ended now; what had ended before, and is still there, goes with them.
     """
     rows = list(which.only("identity", "grant", "session_key", "ended_at"))

@@ -442,7 +442,7 @@ def close(grant: Any, reason: str, *, revoke: bool, keep_access: bool = False) -
 
 def close_many(ids: Collection[str], reason: str, *, revoke: bool) -> list[Any]:
     """End those of these grants that are open and belong to a browser session, whoever may be
-    refreshing them; return them as they were. One statement for each table, however many.
+    refreshing them; return them as they were. As many statements for one as for many.
 
     revoke: tell the OP, afterwards, where that ends nothing but the grant itself.
     """
