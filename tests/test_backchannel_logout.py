@@ -267,6 +267,12 @@ def test_M58_what_was_granted_to_the_session_alone_goes_with_it(
     with pytest.raises(LoginRequired) as raised:
         usable_token(bound)
     assert raised.value.code == "grant.backchannel_logout"
+    assert_signed_out(sign_out(op, sid=REMOVE))
+    assert rows() == set()
+    assert_closed(left, "backchannel_logout")
+    assert grant(durable).status == "open"
+    wait_until(lambda: to_revoke() == [])
+    assert len(op.revocations) == 2
 
 
 def test_M58_by_sub_all_of_them(op: OpenIDProvider, site: Site, browser: Browser) -> None:
@@ -1031,6 +1037,54 @@ def test_M60_at_whatever_moment_it_comes(
         response = browser.come_back(callback)
     assert_signed_out(come[0])
     assert response.status_code < 500
+    assert who(browser) == ""
+    assert rows() == set()
+
+
+STEPS = {
+    "before the mark": ("INSERT", "oidc_rp_logoutmark", False),
+    "after the mark": ("INSERT", "oidc_rp_logoutmark", True),
+    "before the rows are read": ("SELECT", "oidc_rp_session", False),
+    "after the rows are read": ("SELECT", "oidc_rp_session", True),
+    "before they end": ("UPDATE", "oidc_rp_session", False),
+    "after they have ended": ("UPDATE", "oidc_rp_session", True),
+    "before all is done": ("UPDATE", "oidc_rp_logoutmark", False),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("by", ["sid", "sub"])
+def test_M60_at_whatever_step_a_login_gets_in_between(
+    engine: str,
+    renewal: None,
+    op: OpenIDProvider,
+    site: Site,
+    browser: Browser,
+    settings: Settings,
+    step: tuple[str, str, bool],
+    by: str,
+) -> None:
+    """The mark is written before anybody looks for rows: a login that comes from there on finds
+    it. Another session is there, so that there is something to end."""
+    verb, table, after = step
+    Browser().sign_in("op")
+    share_connection(settings)
+    named = {"sid": {"sub": REMOVE}, "sub": {"sid": REMOVE}}[by]
+    callback = browser.visit_op(browser.start("op"))
+    browser.client.raise_request_exception = False
+    came: list[int] = []
+
+    def watch(execute: Any, sql: str, *rest: Any) -> Any:
+        hit = not came and sql.startswith(verb) and table in sql
+        result = execute(sql, *rest) if after or not hit else None
+        if hit:
+            came.append(0)  # what follows is the login's own
+            came[0] = browser.come_back(callback).status_code
+        return result if after or not hit else execute(sql, *rest)
+
+    with connections["default"].execute_wrapper(watch):
+        assert_signed_out(sign_out(op, **named))
+    assert came == [302 if step == STEPS["before the mark"] else 403]
     assert who(browser) == ""
     assert rows() == set()
 

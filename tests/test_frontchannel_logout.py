@@ -77,6 +77,7 @@ def test_M59_exactly_the_session_that_iss_and_sid_name(
     """In a frame of another site's page, which no cookie of ours gets into."""
     key = cookie(crowd.browsers["phone"])
     assert_framed(frame(op, crowd.sids["phone"]), op.origin)
+    assert marks() == 0
     assert crowd.left() == "desk sofa stranger"
     if engine != "signed_cookies":
         assert not is_stored(key)
