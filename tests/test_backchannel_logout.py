@@ -16,11 +16,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.sessions.models import Session as StoredSession
 from django.core.cache import cache
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connections
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.utils import timezone
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -48,6 +49,8 @@ from tests.conftest import Configure
 from tests.logout import (
     BACKCHANNEL,
     FORM,
+    FRONTCHANNEL,
+    assert_no_session,
     assert_refused,
     assert_signed_out,
     change_password,
@@ -732,6 +735,21 @@ def test_M57_a_connection_that_breaks(op: OpenIDProvider, browser: Browser) -> N
     status, headers, answer = over_wsgi(Broken(), CONTENT_LENGTH="100")
     assert (status, headers["Cache-Control"]) == (400, "no-store")
     assert "logout_token.unreadable" in json.loads(answer)["error_description"]
+
+
+def test_M57_under_asgi(engine: str, renewal: None, op: OpenIDProvider, crowd: Crowd) -> None:
+    """The same through Django's ASGI handler: a good one, one that is too large, one by GET."""
+    client = AsyncClient()
+    post, get = async_to_sync(client.post), async_to_sync(client.get)
+    body = urlencode({"logout_token": op.logout_token(sid=crowd.sids["desk"])})
+    assert_signed_out(post(BACKCHANNEL, body, content_type=FORM))
+    assert_refused(post(BACKCHANNEL, body, content_type=FORM), "logout_token.jti")
+    too_large = body + "x" * MAX_BODY
+    assert_refused(post(BACKCHANNEL, too_large, content_type=FORM), "logout_token.too_large")
+    assert get(BACKCHANNEL).status_code == 405
+    named = {"iss": op.issuer, "sid": crowd.sids["sofa"]}
+    assert_no_session(get(FRONTCHANNEL, named))
+    assert crowd.left() == "phone stranger"
 
 
 def test_M57_an_unknown_provider(op: OpenIDProvider, browser: Browser) -> None:
