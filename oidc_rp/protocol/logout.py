@@ -1,7 +1,7 @@
 """Logout request (RP-Initiated Logout §2) and logout token (Back-Channel Logout §2.4, §2.6)."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +30,10 @@ _OWN_PATHS = {AUTH0: "/v2/logout", COGNITO: "/logout"}
 _OWN_RETURNS = {AUTH0: "returnTo", COGNITO: "logout_uri"}
 
 
+MAX_URL_LENGTH = 7000
+"""Characters of a logout request: common servers read 8 kB of a request line, and answer 414."""
+
+
 @dataclass(frozen=True, slots=True)
 class LogoutRequest:
     """What the OP is told when a session ends here; what is "" or None is not sent."""
@@ -44,8 +48,16 @@ class LogoutRequest:
 def logout_url(request: LogoutRequest, metadata: ProviderMetadata, style: str) -> str | None:
     """Return where to send the browser to, so that the OP's session ends as well (§2).
 
-    style: one of END_SESSION. None where the OP has no such place.
+    style: one of END_SESSION. None where the OP has no such place. An ID Token that makes the URL
+    too long is left out: better that the OP asks the person than that nothing comes of it.
     """
+    url = _logout_url(request, metadata, style)
+    if url is not None and len(url) > MAX_URL_LENGTH:
+        url = _logout_url(replace(request, id_token_hint=None), metadata, style)
+    return url
+
+
+def _logout_url(request: LogoutRequest, metadata: ProviderMetadata, style: str) -> str | None:
     endpoint, parameters = metadata.end_session_endpoint, {"client_id": request.client_id}
     if style in _OWN_PATHS:
         origin = urlsplit(metadata.authorization_endpoint)

@@ -111,6 +111,19 @@ def test_M56_what_is_not_there_is_not_sent() -> None:
     ]
 
 
+def sent_with(id_token: str) -> list[str]:
+    """The names of what is sent when there is this ID Token."""
+    url = logout_url(request(id_token_hint=IdToken(id_token)), metadata(), "standard")
+    return [name for name, _ in asked(url)[1]]
+
+
+def test_M56_an_id_token_that_no_url_can_carry_is_left_out() -> None:
+    """One with all the groups of a large organisation; the OP asks the person then."""
+    without = ["client_id", "post_logout_redirect_uri", "realm", "state", "ui_locales"]
+    assert sent_with("a.b." + "c" * 6000) == sorted([*without, "id_token_hint"])
+    assert sent_with("a.b." + "c" * 8000) == without
+
+
 def test_M56_no_endpoint_and_local_are_nowhere_to_go() -> None:
     assert logout_url(request(), metadata(end_session_endpoint=REMOVE), "standard") is None
     assert logout_url(request(), metadata(), "local") is None
