@@ -37,7 +37,10 @@ def key_of(session: SessionBase) -> str:
 
 
 def delete(keys: Collection[str]) -> None:
-    """Delete these sessions; those that are not there are no mistake."""
+    """Delete these sessions; those that are not there are no mistake.
+
+    Raises what the engine does; one of a site's own has been asked for all of them by then.
+    """
     engine = _engine()
     in_database = engine.delete in (db.SessionStore.delete, cached_db.SessionStore.delete)
     in_cache = engine.delete in (cache.SessionStore.delete, cached_db.SessionStore.delete)
@@ -49,8 +52,18 @@ def delete(keys: Collection[str]) -> None:
         if in_cache:
             _cache().delete_many([engine.cache_key_prefix + key for key in some])
         if not in_database and not in_cache:
-            for key in some:
-                engine().delete(key)
+            _delete_each(engine, some)
+
+
+def _delete_each(engine: Any, keys: Sequence[str]) -> None:
+    failure = None
+    for key in keys:
+        try:
+            engine().delete(key)
+        except Exception as error:  # noqa: BLE001 - each engine has its own kinds
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 def alive(keys: Collection[str]) -> set[str]:

@@ -428,9 +428,10 @@ class SessionStore(DatabaseStore):
 
     deleted: list[str] = []
     is_down = False
+    fails_at = ""
 
     def delete(self, session_key: str | None = None) -> None:
-        if self.is_down:
+        if self.is_down or (session_key and session_key == self.fails_at):
             raise ConnectionError("the session store is down")
         self.deleted.append(str(session_key or self.session_key))
         super().delete(session_key)
@@ -447,6 +448,38 @@ def test_an_engine_of_the_sites_own_deletes_in_its_own_way(
     assert closing.end_sessions(session_index.rows(), "logout") == 1
     assert SessionStore.deleted == [key]
     assert who(browser) == ""
+
+
+def test_M58_one_that_cannot_be_deleted_keeps_no_other(
+    op: OpenIDProvider,
+    site: Site,
+    renewal: None,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine that fails for one key; the rows stay until it does not."""
+    settings.SESSION_ENGINE = "tests.test_session_index"
+    browsers = [Browser() for _ in range(3)]
+    for each in browsers:
+        each.sign_in("op")
+    keys = [cookie(each) for each in browsers]
+    monkeypatch.setattr(SessionStore, "fails_at", keys[0])
+    assert closing.end_sessions(session_index.rows(), "logout") == 3
+    assert [is_stored(key) for key in keys] == [True, False, False]
+    monkeypatch.setattr(SessionStore, "fails_at", "")
+    pruned()
+    assert rows() == set()
+    assert not is_stored(keys[0])
+
+
+def test_M58_thousands_end_as_one_does(op: OpenIDProvider, browser: Browser) -> None:
+    """However many a person has: no statement names them all."""
+    browser.sign_in("op")
+    found = row(browser)
+    more = [Session(identity=found.identity, provider="op") for _ in range(2500)]
+    Session.objects.bulk_create(more)
+    assert closing.end_sessions(session_index.rows(), "logout") == 2501
+    assert (rows(), who(browser)) == (set(), "")
 
 
 def test_keys_that_are_not_there_are_no_mistake(engine: str) -> None:
