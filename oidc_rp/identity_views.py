@@ -9,7 +9,6 @@ from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
@@ -193,7 +192,7 @@ def _linked(row: Identity, request: HttpRequest, labels: Labels) -> LinkedIdenti
 
 def _signed_in(row: Session, request: HttpRequest, labels: Labels) -> SignedIn:
     agent, here = row.user_agent, row.pk == sessions.row_of(request.session)
-    lately = timezone.now() - row.last_seen_at < 2 * session_index.SEEN_EVERY
+    lately = sessions.utc_now() - row.last_seen_at < 2 * session_index.SEEN_EVERY
     browser, system = browser_of(agent), system_of(agent)
     label = labels.get(row.provider, row.provider)
     return SignedIn(row, label, browser, system, here, lately)

@@ -11,7 +11,8 @@ from django.conf import settings
 from django.contrib.auth import logout as auth_logout
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import SuspiciousOperation
-from django.db import DatabaseError, InterfaceError, transaction
+from django.db import DatabaseError, InterfaceError
+from django.db.models import Q
 from django.http import (
     HttpRequest,
     HttpResponse,
@@ -43,6 +44,7 @@ from .visits import (
     forget_failure,
     landing,
     next_url_of,
+    non_atomic,
     parameters_of,
     public,
     safe_url,
@@ -99,7 +101,7 @@ def _lost_its_cookie(request: HttpRequest) -> bool:
     return not here and str(settings.SESSION_COOKIE_SAMESITE or "").lower() == "strict"
 
 
-_from_the_op: list[Any] = [login_not_required, transaction.non_atomic_requests]
+_from_the_op: list[Any] = [login_not_required, non_atomic]
 """Decorators of what an OP asks for without a browser's session, and nobody may keep."""
 
 
@@ -114,9 +116,10 @@ class BackchannelLogoutView(View):
 
     def post(self, request: HttpRequest, slug: str) -> HttpResponse:
         try:
-            logout_token, party = _logout_token(request), relying_party(slug)
+            party = relying_party(slug)
+            claims = party.received_logout(_logout_token(request))
             with _database_may_fail():
-                _end_all(party.received_logout(logout_token), slug)
+                _end_all(claims, party.provider)
         except OIDCError as error:
             forget_failure(error)
             return _refused(slug, error)
@@ -226,15 +229,26 @@ def _logged_out(request: HttpRequest, next_url: str, *, at_the_op: bool = False)
 # Logged out by the OP
 
 
+_MULTIPART = "multipart/form-data"
+_FORMS = ("application/x-www-form-urlencoded", _MULTIPART)
+
+
 def _logout_token(request: HttpRequest) -> str:
-    """The one parameter of the request (§2.5); others may come, and are not looked at."""
-    if request.content_type != "application/x-www-form-urlencoded":  # Django has it in lower case
+    """The one parameter of the request (§2.5); others may come, and are not looked at.
+
+    Any form will do: the token is what counts, and not how it is wrapped.
+    """
+    if request.content_type not in _FORMS:  # Django has it in lower case
         raise InvalidResponse("logout_token.content_type", received=request.content_type)
     try:
         body = request.read(MAX_BODY + 1)
         if len(body) > MAX_BODY:
             raise InvalidResponse("logout_token.too_large", expected=f"{MAX_BODY} octets at most")
-        found = QueryDict(body).getlist("logout_token")
+        if request.content_type == _MULTIPART:
+            request._body = body
+            found = parameters_of(request).getlist("logout_token")
+        else:
+            found = QueryDict(body).getlist("logout_token")
     except (UnreadablePostError, SuspiciousOperation, UnicodeError, ValueError) as error:
         raise InvalidResponse("logout_token.unreadable", "no readable form") from error
     if len(found) != 1:
@@ -252,17 +266,20 @@ def _database_may_fail() -> Iterator[None]:
         raise TemporarilyUnavailable("logout.database", retry_after=5.0) from error
 
 
-def _end_all(claims: LogoutTokenClaims, slug: str) -> None:
+def _end_all(claims: LogoutTokenClaims, provider: conf.Provider) -> None:
     """End every session of the subject, or the one that `sid` names (M58).
 
     The mark comes first: a login that is under way finds it, whenever that one is stored.
     """
     iss, sub, sid = claims.iss, claims.sub, claims.sid
     subject = session_index.of_sid(iss, sid) if sid else session_index.of_sub(iss, sub or "")
-    mark = session_index.mark(subject, iss, claims.jti)
+    mark = session_index.mark(subject, f"{iss} {provider.client_id}", claims.jti)
     if mark.done_at is not None:
         raise InvalidResponse("logout_token.jti", "this token was taken before")
-    closing.end_beside(_meant(iss, sub, sid), grants.BACKCHANNEL_LOGOUT, actor=f"OP {slug}")
+    if sid and sub:
+        session_index.mark(session_index.of_nameless(iss, sub))
+    actor = f"OP {provider.slug}"
+    closing.end_beside(_meant(iss, sub, sid), grants.BACKCHANNEL_LOGOUT, actor=actor)
     session_index.done(mark)
 
 
@@ -283,8 +300,11 @@ def _end_the_one(request: HttpRequest, iss: str, sid: str, slug: str) -> None:
 def _meant(iss: str, sub: str | None, sid: str | None) -> Any:
     rows = session_index.rows()
     if sid is not None:
-        named = rows.filter(sid_digest=digest(iss, sid))
-        return named if sub is None else named.filter(identity__digest=digest(iss, sub))
+        named = Q(sid_digest=digest(iss, sid))
+        if sub is None:
+            return rows.filter(named)
+        # A session of this very person that the OP gave no name may be the one it means.
+        return rows.filter(named | Q(sid_digest=None), identity__digest=digest(iss, sub))
     identity = Identity.objects.find(iss, sub or "")
     return rows.filter(identity=identity) if identity else rows.none()
 

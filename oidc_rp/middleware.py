@@ -10,7 +10,6 @@ from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.utils import timezone
 from django.utils.deprecation import MiddlewareMixin
 
 from . import conf, renewal, session_index
@@ -29,7 +28,7 @@ from .login_urls import (
 from .refusals import explanation
 from .relying_party import relying_party
 from .renewal import Outcome
-from .sessions import RENEW, current_login, row_of
+from .sessions import RENEW, current_login, row_of, utc_now
 from .step_up import answer_to_challenge
 from .visits import safe_url, start_login
 
@@ -165,7 +164,7 @@ def _is_ours(match: Any) -> bool:
 def _has_just_signed_in(request: HttpRequest) -> bool:
     login = current_login(request)
     at = login.at if login is not None else None
-    return at is not None and abs(timezone.now() - at) < USELESS_AFTER
+    return at is not None and abs(utc_now() - at) < USELESS_AFTER
 
 
 def _no_use(request: HttpRequest, error: LoginRequired) -> HttpResponse:

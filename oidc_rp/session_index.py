@@ -39,6 +39,14 @@ SEEN_EVERY = timedelta(minutes=5)
 """How exact `last_seen_at` is: so often a request is noted at most."""
 
 
+def database_now() -> float:
+    """Seconds since the epoch by the database's clock, which marks are stamped with."""
+    connection = connections[database()]
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {CLOCKS[connection.vendor]}")
+        return float(cursor.fetchone()[0]) / 1e6
+
+
 def rows() -> "models.QuerySet[Any, Any]":
     """All rows, where they are written."""
     found: models.QuerySet[Any, Any] = models.QuerySet(Session, using=database())
@@ -66,6 +74,9 @@ def renew(row_id: str, login: Login, identity: Identity, grant: Grant | None) ->
     has ended. The row stays: requests that have read the session before still find it."""
     row: Any = Session(pk=row_id, identity=identity)
     changes = _told_by(login, row, grant)
+    if not changes["sid"]:  # the OP does not name its session again; it may still name it later
+        kept = rows().filter(pk=row_id).values_list("sid", "sid_digest").first()
+        changes["sid"], changes["sid_digest"] = kept or ("", None)
     row.sid = changes["sid"]
     now = {"renewed_at": DatabaseClock(), "tried_at": None, "failed_at": None}
     alive_still = rows().filter(pk=row_id, identity=identity, ended_at=None)
@@ -179,18 +190,24 @@ def of_sub(iss: str, sub: str) -> str:
     return _digest_of(f"sub {digest(iss, sub)}")
 
 
+def of_nameless(iss: str, sub: str) -> str:
+    """The subject of a mark: those sessions of a person that the OP has given no sid."""
+    return _digest_of(f"nameless {digest(iss, sub)}")
+
+
 def of_browser(browser: str) -> str:
     """The subject of a mark: whatever a browser had begun; browser: as in sessions.browser_of()."""
     return _digest_of(f"browser {browser}")
 
 
-def mark(subject: str, iss: str = "", jti: str = "") -> Any:
+def mark(subject: str, issued_by: str = "", jti: str = "") -> Any:
     """Remember that this was logged out, before anything is ended; return the mark.
 
-    iss, jti: of the logout token that says so. A mark that is done already says that the token was
-    taken before; one that is not, that whoever took it did not come to its end.
+    issued_by, jti: of the logout token that says so; issuer and client, for whom it is unique. A
+    mark that is done already says that the token was taken before; one that is not, that whoever
+    took it did not come to its end.
     """
-    told = digest(iss, jti) if jti else None
+    told = digest(issued_by, jti) if jti else None
     for _attempt in range(2):
         found = _marks().filter(jti=told).first() if told else None
         if found is not None:
@@ -211,9 +228,11 @@ def was_logged_out(row: Session, identity: Identity, pending: PendingLogin) -> b
     Asked once the row is there: whichever of the two is written first, the other one sees it.
     """
     subjects = [of_sub(identity.iss, identity.sub)]
-    subjects += [of_sid(identity.iss, row.sid)] if row.sid else []
+    named = of_sid(identity.iss, row.sid) if row.sid else ""
+    subjects += [named or of_nameless(identity.iss, identity.sub)]
     subjects += [of_browser(pending.browser)] if pending.browser else []
-    return _marks().filter(subject__in=subjects, at__gte=_moment(pending.created_at)).exists()
+    since = _moment(pending.since or pending.created_at)
+    return _marks().filter(subject__in=subjects, at__gte=since).exists()
 
 
 # Values

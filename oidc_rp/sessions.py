@@ -8,11 +8,13 @@ import logging
 import threading
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
+from datetime import timezone as tz
 from hmac import compare_digest
 from json import dumps
 from secrets import token_urlsafe
 from typing import Any
 
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends import signed_cookies
 from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.core.cache import cache
@@ -52,7 +54,8 @@ MAX_ACR_LENGTH, MAX_AMR = 100, 8
 class PendingLogin:
     """An authentication request on its way, and where to go after it.
 
-    created_at: seconds since the epoch. next_url: checked when it was stored, and again at use.
+    created_at: seconds since the epoch; since: the same by the database's clock, where that is
+    another one. next_url: checked when it was stored, and again at use.
     linker: the key of the user who started it by a form of ours; only to that one may it link.
     purpose: SIGN_IN, LINK, RENEW or STEP_UP. browser: as browser_of() said when the response came;
     it is not stored with it.
@@ -64,6 +67,7 @@ class PendingLogin:
     created_at: float
     linker: str = ""
     purpose: str = SIGN_IN
+    since: float = 0.0
     browser: str = field(repr=False, default="")
 
 
@@ -124,7 +128,11 @@ def _stored(pending: PendingLogin) -> dict[str, Any]:
         "next": pending.next_url,
         "created_at": pending.created_at,
         "linker": pending.linker,
-    } | ({"purpose": pending.purpose} if pending.purpose else {})
+    } | {
+        name: value
+        for name, value in (("purpose", pending.purpose), ("since", pending.since))
+        if value
+    }
 
 
 def _loaded(state: str, stored: dict[str, Any]) -> PendingLogin:
@@ -138,6 +146,7 @@ def _loaded(state: str, stored: dict[str, Any]) -> PendingLogin:
         created_at=float(stored["created_at"]),
         linker=stored["linker"],
         purpose=stored.get("purpose", SIGN_IN),
+        since=float(stored.get("since", 0.0)),
     )
 
 
@@ -222,7 +231,16 @@ def note_local_login(request: Any, user: Any, **_: Any) -> None:
 def signed_in_locally(request: HttpRequest, within: timedelta) -> bool:
     """Whether this very session began with a local login, so long ago at most."""
     age: float = timezone.now().timestamp() - request.session.get(LOCAL, 0)
-    return 0 <= age < within.total_seconds()
+    return 0 <= age < within.total_seconds() and _is_its_own(request)
+
+
+def _is_its_own(request: HttpRequest) -> bool:
+    """Whether the user of this request is the session's: a middleware of the site may have put
+    somebody else there (a token in a header, support staff), of whom the session says nothing."""
+    user: Any = request.user
+    if not user.is_authenticated:
+        return False
+    return bool(request.session.get(SESSION_KEY) == user._meta.pk.value_to_string(user))
 
 
 def clear_for(request: HttpRequest, user: Any, *, keep_anonymous: bool) -> None:
@@ -280,7 +298,7 @@ def _is_short(value: Any) -> bool:
 def current_login(request: HttpRequest) -> CurrentLogin | None:
     """Return how this browser session signed in; None when it did not, or not through an OP."""
     stored = request.session.get(CURRENT)
-    if not isinstance(stored, dict) or not request.user.is_authenticated:
+    if not isinstance(stored, dict) or not _is_its_own(request):
         return None
     login = CurrentLogin(**{**stored, "amr": tuple(stored["amr"])})
     return replace(
@@ -297,10 +315,15 @@ def _asked(stored: Any) -> StepUp:
     return StepUp(max_age, tuple(acr), tuple(amr))
 
 
+def utc_now() -> datetime:
+    """The time, aware whatever USE_TZ says: moments that are kept are so, too."""
+    return datetime.now(tz.utc)
+
+
 def _moment(seconds: float | None) -> datetime | None:
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, tz=timezone.get_fixed_timezone(0))
+    return datetime.fromtimestamp(seconds, tz.utc)
 
 
 @dataclass(frozen=True, slots=True)

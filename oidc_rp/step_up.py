@@ -9,6 +9,7 @@ session says so. An OP that ignores the request ends at a refusal, and nobody go
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import wraps
 from typing import Any
@@ -16,14 +17,12 @@ from zlib import crc32
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.conf import settings
-from django.contrib.auth import REDIRECT_FIELD_NAME
+from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import resolve_url
-from django.utils import timezone
-from django.utils.http import urlencode
 
-from . import conf, grants
+from . import conf, grants, session_index, session_store
 from .errors import ConfigurationError, StepUpRequired
 from .login_urls import (
     MAX_ADDED_SCOPE,
@@ -35,7 +34,7 @@ from .login_urls import (
 from .models import Grant
 from .protocol.authentication import StepUp
 from .refusals import explanation
-from .sessions import CurrentLogin, current_login, signed_in_locally
+from .sessions import CurrentLogin, current_login, signed_in_locally, utc_now
 
 ERROR = "insufficient_user_authentication"
 JUST_NOW = timedelta(seconds=30)
@@ -102,7 +101,7 @@ class RequireAuthMixin:
 
 def answer_to(request: HttpRequest, wanted: StepUp) -> HttpResponse | None:
     """None for somebody who has authenticated as is wanted, else where to do so."""
-    login = current_login(request)
+    login = _login_of(request)
     if not request.user.is_authenticated:
         return _not_stored(answer_with_login(request, _local_login_url(way_back(request))))
     if login is None:
@@ -125,7 +124,7 @@ def answer_to_challenge(request: HttpRequest, error: StepUpRequired) -> HttpResp
     That is the login of this session, unless the token is of a durable grant: there another
     browser may have signed in since, in a weaker way.
     """
-    login = current_login(request)
+    login = _login_of(request)
     if login is None or not error.login_url:
         return useless(request)
     strict = satisfies(login, error.step_up, leeway=timedelta(0))  # the API's clock has the say
@@ -134,9 +133,18 @@ def answer_to_challenge(request: HttpRequest, error: StepUpRequired) -> HttpResp
     return _sent(request, login, error.step_up, error.login_url)
 
 
+def _login_of(request: HttpRequest) -> CurrentLogin | None:
+    """The login of this session; where that lives in its cookie, as the index knows it: the cookie
+    may be an older one, from before a renewal."""
+    login, row = current_login(request), session_index.seen(request)
+    if login is None or row is None or not session_store.lives_in_cookie():
+        return login
+    return replace(login, acr=row.acr or None, amr=tuple(row.amr), auth_time=row.auth_time)
+
+
 def _sent(request: HttpRequest, login: CurrentLogin, wanted: StepUp, url: str) -> HttpResponse:
     """Send somebody to the OP, for whom that can help: nobody goes round in circles."""
-    just_now = login.at is not None and abs(timezone.now() - login.at) < JUST_NOW
+    just_now = login.at is not None and abs(utc_now() - login.at) < JUST_NOW
     if just_now and _asked(login, wanted):
         return useless(request)
     if is_page_visit(request) and _goes_round(request, in_a_row=just_now):
@@ -147,7 +155,7 @@ def _sent(request: HttpRequest, login: CurrentLogin, wanted: StepUp, url: str) -
 def _goes_round(request: HttpRequest, *, in_a_row: bool) -> bool:
     """Whether this page sends its visitor to sign in again and again: by two requirements that no
     login fulfils together, or to a login page that sends back whoever is signed in."""
-    now, this = timezone.now().timestamp(), crc32(request.path.encode("utf-8", "replace"))
+    now, this = utc_now().timestamp(), crc32(request.path.encode("utf-8", "replace"))
     page, rounds, last = request.session.get(ROUNDS) or (0, 0, 0.0)
     if page != this or not in_a_row or abs(now - last) >= JUST_NOW.total_seconds():
         rounds = 0
@@ -184,7 +192,7 @@ def satisfies(login: CurrentLogin, wanted: StepUp, leeway: timedelta | None = No
         return True
     if login.auth_time is None:
         return False
-    age, ours = timezone.now() - login.auth_time, _leeway(login.provider)
+    age, ours = utc_now() - login.auth_time, _leeway(login.provider)
     return -ours <= age <= timedelta(seconds=wanted.max_age) + (ours if leeway is None else leeway)
 
 
@@ -210,7 +218,7 @@ def is_fresh(request: HttpRequest, within: timedelta) -> bool:
     if login is None:
         return signed_in_locally(request, within)
     moment = login.auth_time or login.at
-    return moment is not None and -_leeway(login.provider) <= timezone.now() - moment <= within
+    return moment is not None and -_leeway(login.provider) <= utc_now() - moment <= within
 
 
 def freshen_url(request: HttpRequest, within: timedelta, next_url: str) -> str:
@@ -238,8 +246,7 @@ def _of_a_local_login(request: HttpRequest, wanted: StepUp) -> HttpResponse | No
 
 
 def _local_login_url(next_url: str) -> str:
-    url = resolve_url(settings.LOGIN_URL)
-    return f"{url}?{urlencode({REDIRECT_FIELD_NAME: next_url})}" if next_url else url
+    return redirect_to_login(next_url).url if next_url else resolve_url(settings.LOGIN_URL)
 
 
 def _asked(login: CurrentLogin, wanted: StepUp) -> bool:

@@ -8,7 +8,7 @@ from django.conf import settings
 from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import BadRequest, SuspiciousOperation
-from django.db import transaction
+from django.db import connections, transaction
 from django.http import (
     HttpRequest,
     HttpResponse,
@@ -25,20 +25,33 @@ from django.utils.encoding import iri_to_uri
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import get_language
 from django.views.decorators.cache import never_cache
+from django.views.decorators.clickjacking import xframe_options_deny
 from django.views.generic import View
 
-from . import conf, sessions
+from . import conf, session_index, sessions
 from .errors import InvalidResponse, OIDCError
 from .protocol.authentication import ANYHOW, StepUp
 from .refusals import refuse
 from .relying_party import RelyingParty
 
 MAX_NEXT_LENGTH = 1024
+CLOCKS_AGREE = 0.01
+"""Seconds by which the database's clock may differ, and one moment do for both of them."""
+
 LANDED = "oidc_rp_landed"
 """A parameter of our own: a response, or a request of another site, that our landing page sent."""
 
-public: list[Any] = [never_cache, login_not_required, transaction.non_atomic_requests]
-"""Decorators of every view: nobody need be signed in, and nothing is rolled back with the view."""
+
+def non_atomic(view: Any) -> Any:
+    """Keep a view out of ATOMIC_REQUESTS, on every database."""
+    for alias in connections:
+        view = transaction.non_atomic_requests(using=alias)(view)
+    return view
+
+
+public: list[Any] = [never_cache, login_not_required, non_atomic, xframe_options_deny]
+"""Decorators of every view: nobody need be signed in, nothing is rolled back with the view, and no
+other page may frame it."""
 
 
 class RefusingView(View):
@@ -87,11 +100,13 @@ def start_login(
     url, asked = party.begin_login(
         redirect_uri(request, party.provider), told, more_scopes, step_up
     )
+    since, now = session_index.database_now(), timezone.now().timestamp()
     pending = sessions.PendingLogin(
         provider=party.provider.slug,
         request=asked,
         next_url=next_url,
-        created_at=timezone.now().timestamp(),
+        created_at=now,
+        since=since if abs(since - now) > CLOCKS_AGREE else 0.0,
         linker=linker,
         purpose=purpose,
     )

@@ -215,7 +215,7 @@ def to_the_op(browser: Browser, url: str) -> Any:
 def test_a_visitor_is_sent_to_sign_in(op: OpenIDProvider, browser: Browser, name: str) -> None:
     url = f"/{name}/?a=1"
     response = browser.client.get(url, headers=VISIT)
-    assert (response.status_code, response.url) == (302, f"/oidc/login/?next=%2F{name}%2F%3Fa%3D1")
+    assert (response.status_code, response.url) == (302, f"/oidc/login/?next=/{name}/%3Fa%3D1")
     assert response.headers["Cache-Control"] == "no-store"
     script = browser.client.get(url, headers=FETCH)
     told = {"error": "login_required", "login_url": "/oidc/login/"}
@@ -674,7 +674,7 @@ def test_a_password_says_when_and_nothing_else(op: OpenIDProvider, local: Browse
         signed_in_locally(local, age)
         assert local.client.get("/recent/", headers=VISIT).status_code == status
     response = local.client.get("/recent/?a=1", headers=VISIT)
-    assert response.url == "/oidc/login/?next=%2Frecent%2F%3Fa%3D1"
+    assert response.url == "/oidc/login/?next=/recent/%3Fa%3D1"
     signed_in_locally(local, 0)
     assert local.client.get("/anyhow/", headers=VISIT).status_code == 200
     reached.clear()
