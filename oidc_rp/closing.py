@@ -94,6 +94,15 @@ def end_sessions(
     Returns how many have ended now; what had ended before, and is still there, goes with them.
     """
     rows = list(which.only("identity", "grant", "session_key", "ended_at"))
+    parts = [rows[first : first + _AT_ONCE] for first in range(0, len(rows), _AT_ONCE)]
+    return sum(_end_these(part, reason, revoke, actor) for part in parts)
+
+
+_AT_ONCE = 1000
+"""Sessions that one statement names: no database takes any number of values."""
+
+
+def _end_these(rows: Sequence[Any], reason: str, revoke: bool, actor: str) -> int:
     open_rows = [row for row in rows if row.ended_at is None]
     with transaction_on(grants.database()):
         # By their keys: what PostgreSQL waits for, it compares again, but no look-up in here.
@@ -103,8 +112,7 @@ def end_sessions(
         whose = [(row.identity_id, None) for row in open_rows]
         grants.note_all(whose, "session_ended", reason, actor)
     closed = _end_bound([row.grant_id for row in rows if row.grant_id], reason, revoke)
-    if rows:
-        _forget_stored([(row.pk, row.session_key) for row in rows])
+    _forget_stored([(row.pk, row.session_key) for row in rows])
     if closed:
         _tell_all_closed(closed, reason, revoke, actor)
     return ended

@@ -21,6 +21,7 @@ from django.http import (
     QueryDict,
     UnreadablePostError,
 )
+from django.http.multipartparser import MultiPartParserError
 from django.shortcuts import render, resolve_url
 from django.urls import reverse
 from django.utils.decorators import method_decorator
@@ -231,6 +232,13 @@ def _logged_out(request: HttpRequest, next_url: str, *, at_the_op: bool = False)
 
 _MULTIPART = "multipart/form-data"
 _FORMS = ("application/x-www-form-urlencoded", _MULTIPART)
+_UNREADABLE = (
+    UnreadablePostError,
+    SuspiciousOperation,
+    MultiPartParserError,
+    LookupError,  # a character set that is none
+    ValueError,
+)
 
 
 def _logout_token(request: HttpRequest) -> str:
@@ -246,10 +254,10 @@ def _logout_token(request: HttpRequest) -> str:
             raise InvalidResponse("logout_token.too_large", expected=f"{MAX_BODY} octets at most")
         if request.content_type == _MULTIPART:
             request._body = body
-            found = parameters_of(request).getlist("logout_token")
+            found = request.POST.getlist("logout_token")
         else:
             found = QueryDict(body).getlist("logout_token")
-    except (UnreadablePostError, SuspiciousOperation, UnicodeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise InvalidResponse("logout_token.unreadable", "no readable form") from error
     if len(found) != 1:
         raise InvalidResponse("logout_token.repeated" if found else "logout_token.missing")

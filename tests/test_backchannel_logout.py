@@ -624,8 +624,14 @@ def test_M57_a_form_in_parts_is_a_form(op: OpenIDProvider, browser: Browser) -> 
     browser.sign_in("op")
     kind = "multipart/form-data; boundary=b"
     head = '--b\r\nContent-Disposition: form-data; name="logout_token"\r\n\r\n'
-    for broken in ("--b", head, head + "x" * MAX_BODY, f"{head}a.b.c\r\n--b--"):
-        assert send(broken, content_type=kind).status_code == 400
+    for broken, code in (
+        ("--b", "logout_token.missing"),
+        (head, "logout_token.format"),
+        (head + "x" * MAX_BODY, "logout_token.too_large"),
+        (f"{head}a.b.c\r\n--b--", "logout_token.format"),
+        (f"{head}a.b.c\r\n{head}a.b.c\r\n--b--", "logout_token.repeated"),
+    ):
+        assert_refused(send(broken, content_type=kind), code)
     assert who(browser)
     assert_signed_out(send(f"{head}{op.logout_token()}\r\n--b--", content_type=kind))
     assert who(browser) == ""
@@ -650,6 +656,42 @@ def test_M57_a_form_is_a_form_whatever_it_says_of_its_letters(
     status, _, answer = over_wsgi(body, CONTENT_LENGTH=str(len(body)), CONTENT_TYPE=content_type)
     assert (status, answer) == (200, b"")
     assert who(browser) == ""
+
+
+PARTS = "multipart/form-data"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (PARTS, "--b"),
+        (f"{PARTS}; boundary=", "--b"),
+        (f"{PARTS}; boundary={'b' * 300}", "--b"),
+        (f"{PARTS}; boundary=\xff", "--b"),
+        (f'{PARTS}; boundary="b', "--b"),
+        (f"{PARTS}; boundary=b", '{head}"x"\r\n\r\nx\r\n' * 1001),
+        (f"{PARTS}; boundary=b; charset=hex", '{head}"logout_token"\r\n\r\na.b.c\r\n--b--'),
+        (f"{PARTS}; boundary=b; charset=nothing", '{head}"logout_token"\r\n\r\na.b.c\r\n--b--'),
+        (f"{PARTS}; boundary=b; charset=utf-16", '{head}"logout_token"\r\n\r\na.b.c\r\n--b--'),
+        (f"{PARTS}; boundary=b", '{head}"logout_token"; filename="a"\r\n\r\na.b.c\r\n--b--'),
+        (f"{PARTS}; boundary=b", '{head}"\xff\x00"\r\n\r\na.b.c\r\n--b--'),
+        (
+            f"{PARTS}; boundary=b",
+            '{head}"logout_token"\r\nContent-Transfer-Encoding: base64\r\n\r\n*\r\n--b--',
+        ),
+    ],
+)
+def test_M57_parts_that_no_form_has(
+    op: OpenIDProvider, browser: Browser, content_type: str, body: str
+) -> None:
+    """Whatever Django's parser makes of them: the OP is told that its request is wrong."""
+    head = "--b\r\nContent-Disposition: form-data; name="
+    octets = body.replace("{head}", head).encode("latin-1")
+    length = str(len(octets))
+    status, headers, answer = over_wsgi(octets, CONTENT_LENGTH=length, CONTENT_TYPE=content_type)
+    assert (status, headers["Cache-Control"]) == (400, "no-store")
+    assert json.loads(answer)["error"] == "invalid_request"
+    assert marks() == 0
 
 
 @pytest.mark.parametrize("method", ["get", "put", "delete", "patch", "head", "options", "trace"])
