@@ -89,7 +89,11 @@ class IdentitiesView(RefusingView):
         if not is_fresh(request, accounts.FRESH):
             return _back(request, "stale")
         linker, purpose = str(request.user.pk), sessions.LINK
-        return start_login(request, party, request.path, linker=linker, purpose=purpose)
+        again = self._own(request).filter(provider=party.provider.slug).exists()
+        asked = {"prompt": "select_account"} if again else {}  # else single sign-on brings the same
+        return start_login(
+            request, party, request.path, linker=linker, purpose=purpose, additional=asked
+        )
 
     def _unlink(self, request: HttpRequest) -> HttpResponse:
         if not is_fresh(request, accounts.FRESH):

@@ -23,7 +23,7 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import resolve_url
 
 from . import conf, grants, session_index, session_store
-from .errors import ConfigurationError, StepUpRequired
+from .errors import ConfigurationError, LoginRefused, StepUpRequired
 from .login_urls import (
     MAX_ADDED_SCOPE,
     answer_with_login,
@@ -33,7 +33,7 @@ from .login_urls import (
 )
 from .models import Grant
 from .protocol.authentication import StepUp
-from .refusals import explanation
+from .refusals import refuse
 from .sessions import CurrentLogin, current_login, signed_in_locally, utc_now
 
 ERROR = "insufficient_user_authentication"
@@ -200,12 +200,9 @@ def useless(request: HttpRequest) -> HttpResponse:
     """Another login would not help: the OP, the API, or this site's settings are not what they
     are taken for."""
     if not is_page_visit(request):
-        response: HttpResponse = JsonResponse({"error": ERROR}, status=403)
-    else:
-        told = explanation("step_up")
-        text = f"{told.sentence} {told.advice}\n\nstep_up.useless\n"
-        response = HttpResponse(text, "text/plain; charset=utf-8", status=403)
-    return _not_stored(response)
+        return _not_stored(JsonResponse({"error": ERROR}, status=403))
+    error = LoginRefused("step_up.useless", "the login that was just made does not satisfy it")
+    return _not_stored(refuse(request, error, None))
 
 
 def is_fresh(request: HttpRequest, within: timedelta) -> bool:

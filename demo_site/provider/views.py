@@ -103,7 +103,9 @@ class AuthorizationView(oauth2.AuthorizationView):  # type: ignore[misc]
     """django-oauth-toolkit's, and what a client may ask of the login (Core §3.1.2.1)."""
 
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if "login" in self._prompt or sessions.is_older_than(self._max_age, request):
+        if {"login", "select_account"} & {*self._prompt} or sessions.is_older_than(
+            self._max_age, request
+        ):
             return self.handle_no_permission()
         if "none" not in self._prompt and self._acr_asked == SECOND_FACTOR != self._acr:
             query = urlencode({"next": request.get_full_path()})

@@ -19,7 +19,7 @@ class Command(BaseCommand):
     Safe to run twice at once, and to kill.
     """
 
-    help = "Close the grants that nobody can use any more, and delete what is old."
+    help = "Close the grants and sessions that nobody can use any more, and delete what is old."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(

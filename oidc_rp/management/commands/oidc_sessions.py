@@ -10,7 +10,7 @@ from ... import closing, grants, session_index, session_store
 from ...devices import browser_of, system_of
 from ..tables import require_tables
 
-ALL_AT_ONCE = "Name whose sessions to end: --user, --sub, --sid, --provider, or --all."
+ALL_AT_ONCE = "Name whose sessions to end: --user, --sub, --sid, --provider, --session, or --all."
 
 
 class Command(BaseCommand):
