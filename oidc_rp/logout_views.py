@@ -1,14 +1,11 @@
-"""Log out: here and then at the OP (RP-Initiated Logout), or here because the OP says so
-(Back-Channel and Front-Channel Logout)."""
+"""Log out because the OP says so (Back-Channel and Front-Channel Logout)."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth import logout as auth_logout
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import SuspiciousOperation
 from django.db import DatabaseError, InterfaceError
@@ -16,90 +13,33 @@ from django.db.models import Q
 from django.http import (
     HttpRequest,
     HttpResponse,
-    HttpResponseRedirect,
     JsonResponse,
     QueryDict,
     UnreadablePostError,
 )
 from django.http.multipartparser import MultiPartParserError
-from django.shortcuts import render, resolve_url
-from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.clickjacking import xframe_options_exempt
-from django.views.decorators.csrf import csrf_exempt, csrf_protect
+from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import View
-from mozilla_django_oidc.views import OIDCLogoutView
 
 from . import closing, conf, grants, session_index, sessions
 from .errors import InvalidResponse, OIDCError, TemporarilyUnavailable
 from .models import Identity, digest
 from .protocol.bearer import origin_of
 from .protocol.id_token import MAX_SUB_LENGTH
-from .protocol.logout import LogoutRequest, LogoutTokenClaims
-from .protocol.tokens import IdToken
+from .protocol.logout import LogoutTokenClaims
 from .refusals import log_refusal
 from .relying_party import RelyingParty, relying_party
 from .visits import (
-    LANDED,
-    RefusingView,
     forget_failure,
-    landing,
-    next_url_of,
     non_atomic,
-    parameters_of,
-    public,
-    safe_url,
-    ui_locales,
 )
 
 logger = logging.getLogger("oidc_rp")
 
 MAX_BODY = 64 * 1024
 """Octets of a back-channel logout request (M57)."""
-
-
-@method_decorator([*public, csrf_protect], name="dispatch")
-class LogoutView(RefusingView, OIDCLogoutView):  # type: ignore[misc]
-    """Sign out of this site, by POST, and then at the OP. That one is asked when all is over here,
-    so that it keeps nobody signed in (M56)."""
-
-    http_method_names = ["post"]
-
-    def post(self, request: HttpRequest) -> HttpResponse:
-        next_url = next_url_of(request)
-        left = _take_leave(request)
-        auth_logout(request)
-        if left is None:
-            return _logged_out(request, next_url)
-        _end_offline_access(left)
-        url = _at_the_op(request, left, next_url)
-        return HttpResponseRedirect(url) if url else _logged_out(request, next_url)
-
-
-@method_decorator(public, name="dispatch")
-class LoggedOutView(RefusingView):
-    """Where the OP sends the browser back to after a logout. It ends nothing, whatever comes."""
-
-    http_method_names = ["get", "head"]
-
-    def get(self, request: HttpRequest) -> HttpResponse:
-        states = parameters_of(request).getlist("state")
-        state = states[0] if len(states) == 1 else ""
-        if state and _lost_its_cookie(request):
-            return landing(request, [("state", state)], signed_out=True)
-        next_url = sessions.take_return(request.session, state) if state else None
-        if states and next_url is None:
-            logger.warning(
-                "no logout of this browser has this state", extra={"code": "logout.state"}
-            )
-        returned = next_url is not None
-        return _logged_out(request, safe_url(request, next_url or ""), at_the_op=returned)
-
-
-def _lost_its_cookie(request: HttpRequest) -> bool:
-    """Whether SameSite=Strict kept our cookie from the OP's redirect."""
-    here = settings.SESSION_COOKIE_NAME in request.COOKIES or LANDED in request.GET
-    return not here and str(settings.SESSION_COOKIE_SAMESITE or "").lower() == "strict"
 
 
 _from_the_op: list[Any] = [login_not_required, non_atomic]
@@ -150,81 +90,6 @@ class FrontchannelLogoutView(View):
         response = HttpResponse("<!doctype html><title>Signed out</title>")
         response["Content-Security-Policy"] = f"default-src 'none'; frame-ancestors {ancestors}"
         return _not_stored(response)
-
-
-# Log out here, then there
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """What a session leaves behind for its logout at the OP."""
-
-    slug: str
-    iss: str
-    sub: str
-    user: Any
-    id_token: IdToken | None = field(repr=False)
-
-
-def _take_leave(request: HttpRequest) -> Leave | None:
-    """What the OP has to be told, read before it is gone; None for a session of another kind."""
-    login = sessions.current_login(request)
-    if login is None:
-        return None
-    id_token = None
-    try:
-        row = session_index.read(login.session) if login.session else None
-        id_token = session_index.id_token_of(row) if row else None
-    except (DatabaseError, InterfaceError):
-        logger.exception("logout: no ID Token for the OP, the database fails")
-    return Leave(login.provider, login.iss, login.sub, request.user.pk, id_token)
-
-
-def _end_offline_access(left: Leave) -> None:
-    """End what is not the session's own, where the site wants that (LOGOUT_ENDS_OFFLINE_ACCESS)."""
-    provider, actor = conf.providers().get(left.slug), f"user {left.user}"
-    if provider is None or not provider.logout_ends_offline_access:
-        return
-    try:
-        closing.end_offline_access(left.slug, left.iss, left.sub, grants.LOGOUT, actor=actor)
-    except (DatabaseError, InterfaceError):
-        logger.exception("logout: the offline access has not ended, the database fails")
-
-
-def _at_the_op(request: HttpRequest, left: Leave, next_url: str) -> str | None:
-    """Where the OP's session is ended; None where it has no such place or cannot be asked."""
-    try:
-        party = relying_party(left.slug)
-        asked = LogoutRequest(
-            client_id=party.provider.client_id,
-            post_logout_redirect_uri=_return_uri(request, party.provider),
-            state="",
-            id_token_hint=left.id_token,
-            ui_locales=ui_locales(party),
-        )
-        if party.logout_url(asked) is None:
-            return None
-        state = sessions.expect_return(request.session, next_url)
-        return party.logout_url(replace(asked, state=state))
-    except OIDCError as error:
-        forget_failure(error)
-        logger.warning("not logged out at the OP: %s", error.code, extra={"code": error.code})
-        return None
-
-
-def _return_uri(request: HttpRequest, provider: conf.Provider) -> str:
-    if provider.post_logout_redirect_uris:
-        return provider.post_logout_redirect_uris[0]
-    return request.build_absolute_uri(reverse("oidc_rp:logged_out"))
-
-
-def _logged_out(request: HttpRequest, next_url: str, *, at_the_op: bool = False) -> HttpResponse:
-    if next_url:
-        return HttpResponseRedirect(next_url)
-    if settings.LOGOUT_REDIRECT_URL:
-        return HttpResponseRedirect(resolve_url(settings.LOGOUT_REDIRECT_URL))
-    context = {"login_url": reverse("oidc_rp:login_chooser"), "at_the_op": at_the_op}
-    return render(request, "oidc_rp/logged_out.html", context)
 
 
 # Logged out by the OP

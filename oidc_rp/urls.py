@@ -7,8 +7,8 @@ from . import identity_views, logout_views, views
 app_name = "oidc_rp"
 urlpatterns = [
     path("login/", views.LoginChooserView.as_view(), name="login_chooser"),
-    path("logout/", logout_views.LogoutView.as_view(), name="logout"),
-    path("logged-out/", logout_views.LoggedOutView.as_view(), name="logged_out"),
+    path("logout/", views.LogoutView.as_view(), name="logout"),
+    path("logged-out/", views.LoggedOutView.as_view(), name="logged_out"),
     path("identities/", identity_views.IdentitiesView.as_view(), name="identities"),
     path("<slug:slug>/login/", views.LoginView.as_view(), name="login"),
     path("<slug:slug>/callback/", views.CallbackView.as_view(), name="callback"),

@@ -209,7 +209,7 @@ def test_M59_no_page_but_that_of_the_frame_may_be_framed(
 
 @pytest.mark.parametrize(
     "view",
-    [views.CallbackView, logout_views.LogoutView, logout_views.BackchannelLogoutView],
+    [views.CallbackView, views.LogoutView, logout_views.BackchannelLogoutView],
 )
 def test_M60_no_view_is_in_a_transaction_of_any_database(view: Any) -> None:
     """What it writes stays written, whatever it answers."""
