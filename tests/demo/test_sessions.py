@@ -184,8 +184,8 @@ def test_a_session_without_a_refresh_token_is_renewed_by_a_silent_redirect(
 ) -> None:
     """With prompt=none: through the provider and back, with no question."""
     sign_in(page, demo)
-    row = read_row(demo, "id")
     change_row(demo, "renewed_at = renewed_at - 7200000000, grant_id = NULL")
+    before = read_row(demo, "renewed_at")
     visited: list[str] = []
     page.on("request", lambda request: visited.append(request.url))
     page.goto(f"{demo.site}/profile/?tab=2")
@@ -193,7 +193,7 @@ def test_a_session_without_a_refresh_token_is_renewed_by_a_silent_redirect(
     asked = [url for url in visited if url.startswith(f"{demo.provider}/authorize/")]
     assert len(asked) == 1
     assert "prompt=none" in asked[0]
-    assert read_row(demo, "id") != row
+    assert read_row(demo, "renewed_at") != before
     assert claim(page, "email") == "ines@demo.example"
 
 
