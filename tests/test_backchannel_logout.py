@@ -1078,6 +1078,24 @@ MOMENTS = {
 }
 
 
+def once(verb: str, table: str, after: bool, act: Callable[[], Any]) -> Callable[..., Any]:
+    """An execute_wrapper that acts once: before the first such statement, or when it is over, which
+    is before the next one: what it returns is read until then."""
+    state = {"waits": True, "next": False}
+
+    def watch(execute: Any, sql: str, *rest: Any) -> Any:
+        hit = state["waits"] and sql.startswith(verb) and table in sql
+        now = state["next"] or (hit and not after)
+        if hit:
+            state["waits"] = False
+        state["next"] = hit and after
+        if now:
+            act()
+        return execute(sql, *rest)
+
+    return watch
+
+
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
 @pytest.mark.parametrize("by", ["sid", "sub"])
 def test_M60_at_whatever_moment_it_comes(
@@ -1094,14 +1112,7 @@ def test_M60_at_whatever_moment_it_comes(
     come: list[Response] = []
     named = {"sid": {"sub": REMOVE}, "sub": {"sid": REMOVE}}[by]
 
-    def watch(execute: Any, sql: str, *rest: Any) -> Any:
-        hit = not come and sql.startswith(verb) and table in sql
-        result = execute(sql, *rest) if after or not hit else None
-        if hit:
-            come.append(None)  # what follows is the logout's own
-            come[0] = sign_out(op, **named)
-        return result if after or not hit else execute(sql, *rest)
-
+    watch = once(verb, table, after, lambda: come.append(sign_out(op, **named)))
     callback = browser.visit_op(browser.start("op"))
     browser.client.raise_request_exception = False
     with connections["default"].execute_wrapper(watch):
@@ -1145,14 +1156,7 @@ def test_M60_at_whatever_step_a_login_gets_in_between(
     browser.client.raise_request_exception = False
     came: list[int] = []
 
-    def watch(execute: Any, sql: str, *rest: Any) -> Any:
-        hit = not came and sql.startswith(verb) and table in sql
-        result = execute(sql, *rest) if after or not hit else None
-        if hit:
-            came.append(0)  # what follows is the login's own
-            came[0] = browser.come_back(callback).status_code
-        return result if after or not hit else execute(sql, *rest)
-
+    watch = once(verb, table, after, lambda: came.append(browser.come_back(callback).status_code))
     with connections["default"].execute_wrapper(watch):
         assert_signed_out(sign_out(op, **named))
     assert came == [302 if step == STEPS["before the mark"] else 403]
