@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.provider import OpenIDProvider, null_removes, somebody
+from oidc_rp.testing import OpenIDProvider, null_removes, somebody
 
 from .remote import Remote, remote
 

@@ -36,7 +36,7 @@ from oidc_rp.protocol.id_token import (
 )
 from oidc_rp.protocol.jose import read_jwks
 from oidc_rp.protocol.tokens import AccessToken, IdToken
-from tests.provider import OpenIDProvider, half_hash
+from oidc_rp.testing import OpenIDProvider, half_hash
 
 from .measure import Ratio, cpu_seconds_per_call, paired, ratios
 

@@ -29,7 +29,7 @@ from django.utils.dateparse import parse_datetime
 
 from .conf import Provider, providers
 from .errors import LoginRefused
-from .models import Identity
+from .models import Identity, email_of
 from .relying_party import Login
 
 logger = logging.getLogger("oidc_rp")
@@ -459,8 +459,9 @@ def _linkable(users: Sequence[Any], claims: VerifiedClaims) -> Any:
 def _note_login(identity: Identity, claims: VerifiedClaims, at: datetime | None = None) -> None:
     """Note claims and time, unless an operator has unlinked the identity at this very moment."""
     identity.claims, identity.last_login_at = dict(claims), at or timezone.now()
-    identity.provider = claims.provider.slug
-    noted = {name: getattr(identity, name) for name in ("claims", "last_login_at", "provider")}
+    identity.provider, identity.email = claims.provider.slug, email_of(claims)
+    names = ("claims", "email", "last_login_at", "provider")
+    noted = {name: getattr(identity, name) for name in names}
     if not Identity.objects.filter(pk=identity.pk).update(**noted):
         raise LoginRefused("account.unknown", "the identity was unlinked meanwhile")
 

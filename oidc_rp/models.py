@@ -1,6 +1,7 @@
 """Who is linked by (iss, sub), where they are signed in, and the tokens that are kept for them,
 sealed; knows no HTTP."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from datetime import timezone as tz
 from hashlib import sha256
@@ -49,6 +50,8 @@ class Identity(models.Model):
     sub = models.CharField(_("subject (sub)"), max_length=255, db_index=True)
     digest = models.CharField(max_length=64, unique=True, editable=False)
     claims = models.JSONField(_("claims"), default=dict)
+    # Of the claims, in lower case: what an operator searches by. It identifies nobody (Core §5.7).
+    email = models.CharField(max_length=254, default="", db_index=True, editable=False)
     created_at = models.DateTimeField(_("first login"), default=timezone.now)
     last_login_at = models.DateTimeField(_("last login"), default=timezone.now)
 
@@ -57,14 +60,27 @@ class Identity(models.Model):
     class Meta:
         verbose_name = _("linked identity")
         verbose_name_plural = _("linked identities")
+        permissions = [
+            ("end_sessions", _("Can end the sessions of a linked identity")),
+            ("renew_tokens", _("Can renew the tokens of a linked identity")),
+            ("revoke_tokens", _("Can revoke the tokens of a linked identity")),
+            ("unlink_identity", _("Can unlink an identity from its user")),
+        ]
 
     def __str__(self) -> str:
         return f"{self.sub} ({self.provider})"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Save; the digest always is that of iss and sub."""
+        """Save; the digest always is that of iss and sub, and email that of the claims."""
         self.digest = digest(self.iss, self.sub)
+        self.email = email_of(self.claims)
         super().save(*args, **kwargs)
+
+
+def email_of(claims: Mapping[str, Any]) -> str:
+    """The e-mail address among the claims as it is searched by: in lower case, "" for none."""
+    email = claims.get("email")
+    return email.lower()[:254] if isinstance(email, str) else ""
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=tz.utc)
@@ -359,22 +375,40 @@ class ProviderCircuit(models.Model):
 
 
 class Event(models.Model):
-    """Something that happened to an identity's tokens: what, when, why, and who did it."""
+    """One thing that happened: what, when, to whom, why, and who did it; see events.py.
 
-    identity = models.ForeignKey(Identity, on_delete=models.CASCADE, related_name="events")
+    Never changed, and deleted by age alone, or with the user. identity: None where nobody was known
+    (a login that was refused), or once it is unlinked. reference: what a refusal's page tells.
+    """
+
+    identity = models.ForeignKey(
+        Identity, null=True, on_delete=models.SET_NULL, related_name="events"
+    )
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        null=True,
+        on_delete=models.CASCADE,
+        related_name="oidc_events",
+    )
     grant = models.ForeignKey(
         Grant, null=True, on_delete=models.SET_NULL, related_name="events", db_index=False
     )
+    provider = models.SlugField(max_length=50, default="", db_index=False)
     at = InstantField(default=timezone.now)
     name = models.CharField(max_length=50)
     code = models.CharField(max_length=100, default="")
     actor = models.CharField(max_length=100, default="")
+    reference = models.CharField(max_length=20, default="")
 
     class Meta:
         verbose_name = _("event")
         verbose_name_plural = _("events")
         ordering = ["-id"]
-        indexes = [models.Index(fields=["grant"], name="oidc_rp_event_grant")]
+        indexes = [
+            models.Index(fields=["grant"], name="oidc_rp_event_grant"),
+            models.Index(fields=["reference"], name="oidc_rp_event_reference"),
+            models.Index(fields=["at"], name="oidc_rp_event_at"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.name} {self.code}".strip()

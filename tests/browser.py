@@ -23,7 +23,7 @@ import requests
 from django.test import Client
 from django.urls import reverse
 
-from tests.provider import merged
+from oidc_rp.testing import merged
 
 Response = Any
 """What Django's test client returns: a response with `context`, `templates` and more."""

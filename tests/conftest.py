@@ -7,8 +7,8 @@ import pytest
 from django.core.cache import cache
 from pytest_django import Settings
 
+from oidc_rp.testing import OpenIDProvider, SigningKey
 from tests.browser import Browser
-from tests.provider import OpenIDProvider, SigningKey
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from django.db.models.signals import pre_delete, pre_save
 from django.test import Client
 
 from oidc_rp.models import Identity
+from oidc_rp.testing import OpenIDProvider
 from tests.browser import Browser, Response
-from tests.provider import OpenIDProvider
 from tests.test_accounts import MODEL_BACKEND
 from tests.test_identities import PAGE, Told, heard, post, start_link, told
 

@@ -18,8 +18,8 @@ from pytest_django import Settings
 
 from oidc_rp.models import LogoutMark, Session
 from oidc_rp.sessions import row_of
+from oidc_rp.testing import OpenIDProvider
 from tests.browser import Browser, Response
-from tests.provider import OpenIDProvider
 from tests.urls import urlpatterns as test_urlpatterns
 
 BACKCHANNEL = "/oidc/op/backchannel-logout/"

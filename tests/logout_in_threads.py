@@ -20,6 +20,7 @@ from pytest_django import Settings
 from oidc_rp import closing, own_connection, session_index
 from oidc_rp.models import Event, Session
 from oidc_rp.sessions import row_of
+from oidc_rp.testing import REMOVE, OpenIDProvider
 from tests.browser import Browser, Response
 from tests.logout import (
     another,
@@ -34,7 +35,6 @@ from tests.logout import (
     sign_out,
     who,
 )
-from tests.provider import REMOVE, OpenIDProvider
 from tests.refresh_in_threads import _nothing_is_left_running
 from tests.test_sessions import engine
 from tests.tokens import (

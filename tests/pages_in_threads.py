@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from oidc_rp.testing import OpenIDProvider, held_back
 from tests.browser import Browser
-from tests.provider import OpenIDProvider, held_back
 from tests.test_api import options, set_up, signed_in
 from tests.test_middleware import expire, site
 

@@ -26,7 +26,7 @@ from oidc_rp.errors import LoginRequired, TemporarilyUnavailable
 from oidc_rp.grants import Owner, Target
 from oidc_rp.models import DatabaseClock, Grant
 from oidc_rp.refresh import ANY, Want, ausable_token, renew, usable_token
-from tests.provider import REFRESH_FAULTS, Handler, OpenIDProvider
+from oidc_rp.testing import REFRESH_FAULTS, Handler, OpenIDProvider
 from tests.tokens import (
     Site,
     assert_at_rest,

@@ -27,9 +27,9 @@ from oidc_rp.protocol.id_token import IdTokenClaims
 from oidc_rp.protocol.token_endpoint import TokenResponse
 from oidc_rp.protocol.tokens import AccessToken
 from oidc_rp.relying_party import Login
+from oidc_rp.testing import REMOVE, OpenIDProvider, merged
 from tests.browser import Browser, Response
 from tests.conftest import Configure
-from tests.provider import REMOVE, OpenIDProvider, merged
 from tests.test_conf import GOOD
 
 ROOT = Path(__file__).parent.parent

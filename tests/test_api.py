@@ -41,9 +41,7 @@ from oidc_rp.protocol.authentication import ANYHOW, StepUp
 from oidc_rp.protocol.tokens import AccessToken
 from oidc_rp.sealing import generate_key
 from oidc_rp.signals import tokens_refreshed
-from tests.browser import Browser
-from tests.conftest import Configure
-from tests.provider import (
+from oidc_rp.testing import (
     Handler,
     OpenIDProvider,
     SigningKey,
@@ -55,6 +53,8 @@ from tests.provider import (
     redirect_to,
     sending,
 )
+from tests.browser import Browser
+from tests.conftest import Configure
 
 INVALID_TOKEN = {"WWW-Authenticate": 'Bearer realm="x", error="invalid_token"'}
 SCOPES = ["openid", "profile", "calendar", "offline_access"]

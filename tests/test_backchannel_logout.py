@@ -43,6 +43,16 @@ from oidc_rp.models import (
 )
 from oidc_rp.refresh import usable_token
 from oidc_rp.sealing import key_id, key_ring
+from oidc_rp.testing import (
+    LOGOUT_EVENT,
+    REMOVE,
+    OpenIDProvider,
+    SigningKey,
+    base64url,
+    close_connection,
+    not_json,
+    raw,
+)
 from oidc_rp.upkeep import prune
 from tests.browser import Browser, Response
 from tests.conftest import Configure
@@ -66,16 +76,6 @@ from tests.logout import (
     sign_out,
     statements,
     who,
-)
-from tests.provider import (
-    LOGOUT_EVENT,
-    REMOVE,
-    OpenIDProvider,
-    SigningKey,
-    base64url,
-    close_connection,
-    not_json,
-    raw,
 )
 from tests.test_sessions import engine
 from tests.tokens import (

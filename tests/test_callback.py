@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from oidc_rp import sessions
+from oidc_rp import testing as provider
 from oidc_rp.backends import OIDCBackend
 from oidc_rp.sessions import PENDING
 from oidc_rp.signals import login_failed
-from tests import provider
+from oidc_rp.testing import REMOVE, OpenIDProvider, SigningKey
 from tests.browser import Browser, Callback, Response
 from tests.conftest import Configure
-from tests.provider import REMOVE, OpenIDProvider, SigningKey
 
 
 def code_of(response: Response) -> str:

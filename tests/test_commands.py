@@ -31,9 +31,9 @@ from oidc_rp.models import (
 from oidc_rp.protocol.token_endpoint import read_token_response
 from oidc_rp.protocol.tokens import RefreshToken
 from oidc_rp.sealing import generate_key, key_id, key_ring
+from oidc_rp.testing import OpenIDProvider, first, reset
 from oidc_rp.upkeep import Pruned, Renewals, Shard
 from tests.conftest import Configure
-from tests.provider import OpenIDProvider, first, reset
 
 pytestmark = pytest.mark.django_db
 

@@ -17,9 +17,9 @@ from pytest_django import Settings
 from oidc_rp import conf
 from oidc_rp.errors import ConfigurationError
 from oidc_rp.protocol.tokens import ClientSecret
+from oidc_rp.testing import OpenIDProvider, SigningKey, issue_certificate
 from tests.browser import Browser
 from tests.conftest import Configure
-from tests.provider import OpenIDProvider, SigningKey, issue_certificate
 
 GOOD: dict[str, Any] = {
     "ISSUER": "https://op.example",

@@ -14,15 +14,15 @@ from django.core.cache import cache
 from pytest_django import Settings
 
 from oidc_rp import discovery
+from oidc_rp import testing as provider
 from oidc_rp.discovery import published_keys
 from oidc_rp.errors import InvalidResponse, OIDCError
 from oidc_rp.protocol import jose
 from oidc_rp.relying_party import relying_party
+from oidc_rp.testing import OpenIDProvider, SigningKey, issue_certificate
 from oidc_rp.transport import Transport
-from tests import provider
 from tests.browser import Browser
 from tests.conftest import Configure
-from tests.provider import OpenIDProvider, SigningKey, issue_certificate
 
 
 def test_M46_discovery(op: OpenIDProvider, configure: Configure) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from oidc_rp.models import Event
+from oidc_rp.testing import REMOVE, OpenIDProvider, SigningKey, raw
 from tests.browser import Browser, Response
 from tests.conftest import Configure
 from tests.logout import (
@@ -30,7 +31,6 @@ from tests.logout import (
     share_connection,
     who,
 )
-from tests.provider import REMOVE, OpenIDProvider, SigningKey, raw
 from tests.test_backchannel_logout import EVERYBODY, LOGIN_REQUIRED, Crowd, crowd
 from tests.test_sessions import engine
 from tests.tokens import (

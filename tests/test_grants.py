@@ -19,8 +19,8 @@ from oidc_rp.grants import Owner
 from oidc_rp.models import Event, Grant, Identity, StoredAccessToken
 from oidc_rp.refresh import usable_token
 from oidc_rp.sealing import key_ring
+from oidc_rp.testing import REMOVE, OpenIDProvider
 from tests.browser import Browser
-from tests.provider import REMOVE, OpenIDProvider
 from tests.tokens import (
     HOUR,
     Site,
@@ -326,14 +326,22 @@ def test_a_user_that_is_saved_keeps_the_grant(op: OpenIDProvider, owner: Owner) 
     assert_at_rest(owner, generation=1)
 
 
-def test_unlinking_removes_grant_tokens_and_timeline(op: OpenIDProvider, owner: Owner) -> None:
+def test_unlinking_removes_grant_and_tokens(op: OpenIDProvider, owner: Owner) -> None:
+    """What happened stays, and whose it was; it goes with the user, or by age."""
     renew(owner)
+    user = Identity.objects.get().user
+    Event.objects.update(user=user)
     Identity.objects.get().delete()
     assert not Grant.objects.exists()
     assert not StoredAccessToken.objects.exists()
-    assert not Event.objects.exists()
+    names = Event.objects.filter(user=user, identity=None, grant=None).values_list(
+        "name", flat=True
+    )
+    assert {"signed_in", "refreshed"} <= set(names)
     wait_until(lambda: to_revoke() == [])
     assert len(op.revocations) == 1
+    user.delete()
+    assert not Event.objects.exists()
     assert needs_login(owner) == "grant.none"
 
 

@@ -15,9 +15,9 @@ from oidc_rp import logout_views, session_index, views
 from oidc_rp.models import DatabaseClock, Identity, LogoutMark, Session
 from oidc_rp.sessions import PENDING, current_login
 from oidc_rp.step_up import require_auth
+from oidc_rp.testing import REMOVE, OpenIDProvider
 from tests.browser import Browser, Response
 from tests.conftest import Configure
-from tests.provider import REMOVE, OpenIDProvider
 from tests.test_middleware import HTML, PAGE
 
 VISIT = HTML | PAGE

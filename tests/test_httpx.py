@@ -22,9 +22,9 @@ from oidc_rp.errors import (
 from oidc_rp.httpx import BearerAuth
 from oidc_rp.login_urls import asked_step_up
 from oidc_rp.protocol.authentication import StepUp
+from oidc_rp.testing import OpenIDProvider, asking_for_patience, raw, redirect_to, sending
 from tests.browser import Browser
 from tests.conftest import Configure
-from tests.provider import OpenIDProvider, asking_for_patience, raw, redirect_to, sending
 from tests.test_api import (
     ELSEWHERE,
     INVALID_TOKEN,

@@ -29,9 +29,9 @@ from oidc_rp import accounts, sessions, signals
 from oidc_rp.backends import OIDCBackend
 from oidc_rp.models import DatabaseClock, Event, Grant, Identity, Session
 from oidc_rp.sessions import CURRENT, LOCAL, current_login, row_of
+from oidc_rp.testing import REMOVE, OpenIDProvider, SigningKey, merged, sending, somebody
 from tests.browser import Browser, Callback, Response
 from tests.conftest import Configure
-from tests.provider import REMOVE, OpenIDProvider, SigningKey, merged, sending, somebody
 from tests.test_accounts import MODEL_BACKEND, OIDC_BACKEND, outcome
 from tests.test_devices import MAC, WINDOWS
 from tests.test_login import LOGIN_REQUIRED, asked, pending

@@ -11,11 +11,11 @@ from django.test import Client
 from pytest_django import Settings
 
 from oidc_rp import sessions
+from oidc_rp import testing as provider
 from oidc_rp.sessions import PENDING
-from tests import provider
+from oidc_rp.testing import OpenIDProvider
 from tests.browser import Browser
 from tests.conftest import Configure
-from tests.provider import OpenIDProvider
 
 LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
 

@@ -17,6 +17,7 @@ from pytest_django import Settings
 
 from oidc_rp.models import DatabaseClock, Event, Grant, LogoutMark, Session
 from oidc_rp.sessions import LOGGED_OUT, grant_of
+from oidc_rp.testing import REMOVE, OpenIDProvider, raw, redirect_to
 from tests.browser import Browser, Response
 from tests.conftest import Configure
 from tests.logout import (
@@ -29,7 +30,6 @@ from tests.logout import (
     rows,
     who,
 )
-from tests.provider import REMOVE, OpenIDProvider, raw, redirect_to
 from tests.test_sessions import engine, put
 from tests.tokens import (
     Site,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oidc_rp.models import Identity, digest
-from tests.provider import OpenIDProvider
+from oidc_rp.testing import OpenIDProvider
 from tests.test_accounts import sign_in
 
 ISS = "https://op.example"

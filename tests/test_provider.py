@@ -19,7 +19,7 @@ import requests
 from cryptography.exceptions import InvalidSignature
 from requests.exceptions import ConnectionError as Unreachable
 
-from tests.provider import (
+from oidc_rp.testing import (
     LOGOUT_EVENT,
     REFRESH_FAULTS,
     REMOVE,
@@ -874,7 +874,7 @@ def test_an_access_token_is_for_one_audience(
 
 def test_it_runs_as_a_process_of_its_own(http: requests.Session) -> None:
     """It prints who it is, is told by HTTP what to do, and tells what was asked of it."""
-    command = [sys.executable, "-m", "tests.provider", "--overlap", "9", "--seconds", "60"]
+    command = [sys.executable, "-m", "oidc_rp.testing", "--overlap", "9", "--seconds", "60"]
     command += ["--lifetime", "7", "--delay", "0.01"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:

@@ -32,8 +32,7 @@ from oidc_rp.models import DatabaseClock, Event, Grant, ProviderCircuit, StoredA
 from oidc_rp.protocol.tokens import AccessToken
 from oidc_rp.refresh import ausable_token, expiry, usable_token
 from oidc_rp.sealing import generate_key
-from tests.browser import Browser
-from tests.provider import (
+from oidc_rp.testing import (
     REMOVE,
     Handler,
     OpenIDProvider,
@@ -43,6 +42,7 @@ from tests.provider import (
     redirect_to,
     sending,
 )
+from tests.browser import Browser
 from tests.tokens import (
     HOUR,
     Site,

@@ -13,6 +13,7 @@ from pytest_django import Settings
 
 import oidc_rp
 from oidc_rp import refusals
+from oidc_rp import testing as provider
 from oidc_rp.errors import (
     KNOWN_OP_ERRORS,
     ConfigurationError,
@@ -25,10 +26,9 @@ from oidc_rp.errors import (
 )
 from oidc_rp.models import Identity
 from oidc_rp.signals import login_failed
-from tests import provider
+from oidc_rp.testing import OpenIDProvider
 from tests.browser import Browser
 from tests.conftest import Configure
-from tests.provider import OpenIDProvider
 
 CODE = re.compile(r"[a-z_]+(\.[a-z_]+)+")
 PREFIXES = {"InvalidIdToken": "id_token."}

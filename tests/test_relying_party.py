@@ -8,11 +8,11 @@ import pytest
 from django.core.cache import cache
 
 from oidc_rp import conf
+from oidc_rp import testing as provider
 from oidc_rp.errors import InvalidResponse, OIDCError, OPError, TransportError
 from oidc_rp.protocol.tokens import AccessToken, IdToken, RefreshToken
 from oidc_rp.relying_party import RelyingParty
-from tests import provider
-from tests.provider import REMOVE, OpenIDProvider
+from oidc_rp.testing import REMOVE, OpenIDProvider
 
 from .conftest import Configure
 

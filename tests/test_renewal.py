@@ -34,8 +34,7 @@ from oidc_rp.models import DatabaseClock, Event, Grant, Identity, Session
 from oidc_rp.sealing import generate_key
 from oidc_rp.sessions import CURRENT, PENDING, current_login
 from oidc_rp.step_up import is_fresh
-from tests.browser import Browser, Callback
-from tests.provider import (
+from oidc_rp.testing import (
     REMOVE,
     Misbehaviour,
     OpenIDProvider,
@@ -47,6 +46,7 @@ from tests.provider import (
     sending,
     slow,
 )
+from tests.browser import Browser, Callback
 from tests.test_middleware import HTML, PAGE
 from tests.test_sessions import code_of, engine, put
 from tests.tokens import Site, during, expire, hold, let_pass, site

@@ -15,8 +15,8 @@ from oidc_rp.grants import Owner
 from oidc_rp.models import DatabaseClock, Grant, Identity, PendingRevocation
 from oidc_rp.refresh import usable_token
 from oidc_rp.sealing import generate_key
+from oidc_rp.testing import OpenIDProvider, SigningKey, first, raw, reset, sending
 from tests.browser import Browser
-from tests.provider import OpenIDProvider, SigningKey, first, raw, reset, sending
 from tests.tokens import (
     Site,
     assert_closed,

@@ -19,6 +19,7 @@ from oidc_rp import closing, session_index, session_store
 from oidc_rp.models import DatabaseClock, Identity, Session, digest
 from oidc_rp.sealing import generate_key, key_id, key_ring
 from oidc_rp.sessions import row_of
+from oidc_rp.testing import REMOVE, OpenIDProvider
 from tests.browser import Browser
 from tests.conftest import Configure
 from tests.logout import (
@@ -32,7 +33,6 @@ from tests.logout import (
     rows,
     who,
 )
-from tests.provider import REMOVE, OpenIDProvider
 from tests.test_sessions import engine
 from tests.tokens import (
     Site,

@@ -27,9 +27,9 @@ from oidc_rp.backends import OIDCBackend
 from oidc_rp.errors import InvalidResponse
 from oidc_rp.protocol.authentication import AuthenticationRequest
 from oidc_rp.sessions import PENDING, CurrentLogin, PendingLogin, current_login
+from oidc_rp.testing import REMOVE, OpenIDProvider
 from tests.browser import Browser, Callback, Response
 from tests.conftest import Configure
-from tests.provider import REMOVE, OpenIDProvider
 
 ENGINES = ["db", "cache", "cached_db", "file", "signed_cookies"]
 

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oidc_rp import testing as provider
 from oidc_rp.errors import TransportError
+from oidc_rp.testing import Misbehaviour, OpenIDProvider, issue_certificate
 from oidc_rp.transport import MAX_BODY, Transport, read_retry_after
-from tests import provider
-from tests.provider import Misbehaviour, OpenIDProvider, issue_certificate
 
 LIMIT = 3.0
 """Seconds that a call with a timeout of one second may take on a busy machine."""

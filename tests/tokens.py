@@ -19,9 +19,9 @@ from oidc_rp.grants import Owner
 from oidc_rp.models import DatabaseClock, Event, Grant, PendingRevocation, StoredAccessToken
 from oidc_rp.sealing import generate_key
 from oidc_rp.sessions import grant_of
+from oidc_rp.testing import Handler, Misbehaviour, OpenIDProvider
 from tests.browser import Browser
 from tests.conftest import Configure
-from tests.provider import Handler, Misbehaviour, OpenIDProvider
 
 SCOPES = ["openid", "calendar", "offline_access"]
 HOUR = 3600.0

@@ -15,7 +15,7 @@ from oidc_rp.errors import OIDCError
 from oidc_rp.protocol import jose
 from oidc_rp.protocol.id_token import ExpectedIdToken
 from oidc_rp.protocol.tokens import ClientSecret
-from tests.provider import SigningKey, base64url, merged, signature
+from oidc_rp.testing import SigningKey, base64url, merged, signature
 
 ISSUER = "https://op.example"
 CLIENT_ID = "rp-client"

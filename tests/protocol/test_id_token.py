@@ -19,7 +19,7 @@ from oidc_rp.protocol.id_token import (
 )
 from oidc_rp.protocol.logout import EVENT
 from oidc_rp.protocol.tokens import AccessToken, IdToken
-from tests.provider import REMOVE, SigningKey, base64url, half_hash
+from oidc_rp.testing import REMOVE, SigningKey, base64url, half_hash
 
 from .examples import (
     ASYMMETRIC,

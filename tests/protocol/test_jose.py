@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oidc_rp.errors import InvalidResponse, OIDCError
 from oidc_rp.protocol import jose
 from oidc_rp.protocol.tokens import ClientSecret, PrivateKey
-from tests.provider import (
+from oidc_rp.testing import (
     DIGESTS,
     REMOVE,
     SigningKey,

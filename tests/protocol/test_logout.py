@@ -20,7 +20,7 @@ from oidc_rp.protocol.logout import (
 )
 from oidc_rp.protocol.metadata import ProviderMetadata, read_provider_metadata
 from oidc_rp.protocol.tokens import IdToken
-from tests.provider import REMOVE, base64url, merged
+from oidc_rp.testing import REMOVE, base64url, merged
 
 from .examples import (
     CLIENT_ID,

@@ -14,7 +14,7 @@ from oidc_rp.protocol.metadata import (
     read_provider_metadata,
     url_is_allowed,
 )
-from tests.provider import REMOVE, merged
+from oidc_rp.testing import REMOVE, merged
 
 from .examples import ISSUER, awkward, fuzz, no_other_error, refusal
 

@@ -35,7 +35,7 @@ from oidc_rp.protocol.tokens import (
     PrivateKey,
     RefreshToken,
 )
-from tests.provider import REMOVE, decode_jws, merged, verified_claims
+from oidc_rp.testing import REMOVE, decode_jws, merged, verified_claims
 
 from .examples import (
     CLIENT_ID,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from oidc_rp.protocol import jose
 from oidc_rp.protocol.userinfo import read_userinfo_response
-from tests.provider import REMOVE, SigningKey, base64url, merged
+from oidc_rp.testing import REMOVE, SigningKey, base64url, merged
 
 from .examples import (
     ASYMMETRIC,

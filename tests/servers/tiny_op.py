@@ -1,6 +1,6 @@
 """The tests' own OpenID Provider as a process of its own; it misbehaves on demand.
 
-See tests/provider.py: what `control` sets are attributes of its OpenIDProvider.
+See oidc_rp/testing/provider.py: what `control` sets are attributes of its OpenIDProvider.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import requests
 
-from tests.provider import REMOVE, merged, somebody
+from oidc_rp.testing import REMOVE, merged, somebody
 
 from .daemons import Account, Daemon
 from .project import CHECKOUT
@@ -81,7 +81,7 @@ def tiny_op() -> TinyOP:
     """Start an OP of one's own; it ends with this process, or at stop()."""
     ourselves = Account()
     daemon = Daemon(
-        [sys.executable, "-m", "tests.provider"],
+        [sys.executable, "-m", "oidc_rp.testing"],
         account=ourselves,
         folder=ourselves.new_folder(),
         environment={"PYTHONPATH": str(CHECKOUT)},

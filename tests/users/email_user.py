@@ -8,9 +8,9 @@ from django.core.checks import run_checks
 from pytest_django import Settings
 
 from oidc_rp.models import Identity
+from oidc_rp.testing import REMOVE, OpenIDProvider, merged
 from tests.browser import Browser
 from tests.conftest import Configure
-from tests.provider import REMOVE, OpenIDProvider, merged
 from tests.test_conf import GOOD
 from tests.users.models import EmailUser
 

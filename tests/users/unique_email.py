@@ -9,9 +9,9 @@ from django.db import connections
 from django.test import Client
 
 from oidc_rp.models import Identity
+from oidc_rp.testing import REMOVE, OpenIDProvider, merged
 from tests.browser import Browser
 from tests.conftest import Configure
-from tests.provider import REMOVE, OpenIDProvider, merged
 from tests.users import backends
 from tests.users.models import UniqueEmailUser
 

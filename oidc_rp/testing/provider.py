@@ -14,688 +14,59 @@ OpenIDProvider; what a test may ask is `requests` and `calls()`.
         op.login.auth_time -= 3600                          # see Login
         op.logout_token(events=REMOVE)                      # one to post to the back channel
 
-Tests of several processes run it as one of its own: `python -m tests.provider --port 9000`. It
+Tests of several processes run it as one of its own: `python -m oidc_rp.testing --port 9000`. It
 prints a line of JSON (issuer, client_id, client_secret) and listens to POST and GET /control.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import copy
 import hashlib
-import hmac
 import html
-import itertools
 import json
-import os
 import re
 import secrets
-import socket
-import socketserver
 import ssl
-import struct
-import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timedelta, timezone
 from email.message import Message
-from functools import cache
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
-from ipaddress import ip_address
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, cast
-from urllib.parse import parse_qs, unquote_plus, urlencode, urlsplit
+from typing import Any
+from urllib.parse import unquote_plus, urlencode, urlsplit
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import (
-    decode_dss_signature,
-    encode_dss_signature,
+
+from .http import (
+    REFRESH_FAULTS,
+    Answer,
+    Form,
+    Misbehaviour,
+    RecordedRequest,
+    Refused,
+    Server,
+    is_refresh,
+    json_answer,
+    late,
+)
+from .signing import (
+    REMOVE,
+    SIGNING_ALGS,
+    PublicKey,
+    SigningKey,
+    base64url,
+    decode_jws,
+    half_hash,
+    merged,
+    public_key,
+    signature,
+    verified_claims,
 )
 
-REMOVE: Final = object()
-"""As a value in one of the merged dicts: leave this member out."""
-
-Form = dict[str, list[str]]
-PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
-
-DIGESTS: dict[str, hashes.HashAlgorithm] = {
-    "256": hashes.SHA256(),
-    "384": hashes.SHA384(),
-    "512": hashes.SHA512(),
-}
-CURVES: dict[str, ec.EllipticCurve] = {
-    "256": ec.SECP256R1(),
-    "384": ec.SECP384R1(),
-    "512": ec.SECP521R1(),
-}
-CURVE_NAMES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
-CURVES_BY_NAME = {CURVE_NAMES[curve.name]: curve for curve in CURVES.values()}
-SIGNING_ALGS = [kind + size for kind in ("RS", "PS", "ES", "HS") for size in DIGESTS] + ["EdDSA"]
-
 LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `changes` laid over it; members that are REMOVE are left out."""
-    return {name: value for name, value in {**base, **changes}.items() if value is not REMOVE}
-
-
-def base64url(data: bytes) -> str:
-    """Encode as RFC 7515 §2 says: URL-safe, no padding."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def base64url_decode(text: str) -> bytes:
-    """Decode what base64url() made."""
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
-# Keys and signatures (RFC 7515, 7517, 7518, 8037)
-
-
-def base64url_uint(number: int, length: int | None = None) -> str:
-    """Encode a number as RFC 7518 §2 says; `length` in bytes, the shortest by default."""
-    return base64url(number.to_bytes(length or (number.bit_length() + 7) // 8, "big"))
-
-
-@dataclass
-class SigningKey:
-    """A private key with the members its public JWK shows.
-
-    jwk_members: merged over the public JWK, to publish a wrong `use`, another `kid`, no `alg`.
-    """
-
-    alg: str
-    kid: str
-    private_key: PrivateKey
-    jwk_members: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def generate(cls, alg: str, kid: str | None = None, bits: int = 2048) -> SigningKey:
-        """Make a fresh key for a JWS `alg`; `bits` is the size of an RSA modulus."""
-        kid = kid or f"{alg.lower()}-{secrets.token_hex(4)}"
-        if alg == "EdDSA":
-            return cls(alg, kid, ed25519.Ed25519PrivateKey.generate())
-        if alg.startswith("ES"):
-            return cls(alg, kid, ec.generate_private_key(CURVES[alg[2:]]))
-        return cls(alg, kid, rsa.generate_private_key(public_exponent=65537, key_size=bits))
-
-    @property
-    def public_jwk(self) -> dict[str, Any]:
-        """The JWK as published."""
-        own = {"kid": self.kid, "use": "sig", "alg": self.alg}
-        return merged(own | jwk_numbers(self.private_key.public_key()), self.jwk_members)
-
-    @property
-    def private_jwk(self) -> dict[str, Any]:
-        """The JWK with its private part, for a client that authenticates with this key."""
-        return self.public_jwk | private_jwk_numbers(self.private_key)
-
-    @property
-    def public_pem(self) -> bytes:
-        """The public key as anybody can download it: the "secret" of an HS256 forgery."""
-        return self.private_key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-
-    def sign(self, signing_input: bytes, alg: str | None = None) -> bytes:
-        """Return the raw JWS signature, by another `alg` of the same key type when given."""
-        alg, key = alg or self.alg, self.private_key
-        if isinstance(key, ed25519.Ed25519PrivateKey):
-            return key.sign(signing_input)
-        digest = DIGESTS[alg[2:]]
-        if isinstance(key, rsa.RSAPrivateKey):
-            return key.sign(signing_input, rsa_padding(alg, digest), digest)
-        r, s = decode_dss_signature(key.sign(signing_input, ec.ECDSA(digest)))
-        length = (key.curve.key_size + 7) // 8
-        return r.to_bytes(length, "big") + s.to_bytes(length, "big")
-
-
-def rsa_padding(alg: str, digest: hashes.HashAlgorithm) -> padding.AsymmetricPadding:
-    """Return PSS with a salt as long as the digest (RFC 7518 §3.5), or PKCS #1 v1.5."""
-    if alg.startswith("PS"):
-        return padding.PSS(padding.MGF1(digest), digest.digest_size)
-    return padding.PKCS1v15()
-
-
-def jwk_numbers(key: PublicKey) -> dict[str, Any]:
-    """Return the members of a JWK that are the public key itself."""
-    if isinstance(key, rsa.RSAPublicKey):
-        rsa_numbers = key.public_numbers()
-        return {
-            "kty": "RSA",
-            "n": base64url_uint(rsa_numbers.n),
-            "e": base64url_uint(rsa_numbers.e),
-        }
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        point, length = key.public_numbers(), (key.curve.key_size + 7) // 8
-        coordinates = {"x": base64url_uint(point.x, length), "y": base64url_uint(point.y, length)}
-        return {"kty": "EC", "crv": CURVE_NAMES[key.curve.name], **coordinates}
-    return {"kty": "OKP", "crv": "Ed25519", "x": base64url(key.public_bytes_raw())}
-
-
-def private_jwk_numbers(key: PrivateKey) -> dict[str, Any]:
-    """Return the members of a JWK that are the private part of the key."""
-    if isinstance(key, rsa.RSAPrivateKey):
-        numbers = key.private_numbers()
-        parts = {"d": numbers.d, "p": numbers.p, "q": numbers.q}
-        parts |= {"dp": numbers.dmp1, "dq": numbers.dmq1, "qi": numbers.iqmp}
-        return {name: base64url_uint(number) for name, number in parts.items()}
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        length = (key.curve.key_size + 7) // 8
-        return {"d": base64url_uint(key.private_numbers().private_value, length)}
-    return {"d": base64url(key.private_bytes_raw())}
-
-
-def public_key(jwk: Mapping[str, Any]) -> PublicKey:
-    """Read a public JWK."""
-    if jwk["kty"] == "OKP":
-        return ed25519.Ed25519PublicKey.from_public_bytes(base64url_decode(jwk["x"]))
-    members = ("e", "n") if jwk["kty"] == "RSA" else ("x", "y")
-    first, second = (int.from_bytes(base64url_decode(jwk[name]), "big") for name in members)
-    if jwk["kty"] == "RSA":
-        return rsa.RSAPublicNumbers(first, second).public_key()
-    curve = CURVES_BY_NAME[jwk["crv"]]
-    return ec.EllipticCurvePublicNumbers(first, second, curve).public_key()
-
-
-def verify(alg: str, key: PublicKey | bytes, signing_input: bytes, signature: bytes) -> None:
-    """Check a raw JWS signature; raises InvalidSignature."""
-    if isinstance(key, bytes):
-        if not hmac.compare_digest(hmac_signature(alg, key, signing_input), signature):
-            raise InvalidSignature
-    elif isinstance(key, ed25519.Ed25519PublicKey):
-        key.verify(signature, signing_input)
-    elif isinstance(key, rsa.RSAPublicKey):
-        digest = DIGESTS[alg[2:]]
-        key.verify(signature, signing_input, rsa_padding(alg, digest), digest)
-    else:
-        half = (key.curve.key_size + 7) // 8
-        r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
-        key.verify(encode_dss_signature(r, s), signing_input, ec.ECDSA(DIGESTS[alg[2:]]))
-
-
-def hmac_signature(alg: str, key: bytes, signing_input: bytes) -> bytes:
-    """Return the signature of HS256, HS384 or HS512."""
-    return hmac.digest(key, signing_input, "sha" + alg[2:])
-
-
-def decode_jws(jws: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
-    """Return header, claims, signing input and signature; nothing is verified."""
-    header, payload, signature = jws.split(".")
-    signing_input = f"{header}.{payload}".encode()
-    parts = json.loads(base64url_decode(header)), json.loads(base64url_decode(payload))
-    return *parts, signing_input, base64url_decode(signature)
-
-
-def verified_claims(jws: str, key: PublicKey | bytes) -> dict[str, Any]:
-    """Return the claims of a compact JWS once its signature is verified with `key`."""
-    header, claims, signing_input, signature = decode_jws(jws)
-    verify(header["alg"], key, signing_input, signature)
-    return claims
-
-
-def half_hash(alg: str, value: str) -> str:
-    """Return the at_hash of an access token (Core §3.1.3.6); Ed25519 goes with SHA-512."""
-    name = "sha" + (alg[2:] if alg[2:] in DIGESTS else "512")
-    digest = hashlib.new(name, value.encode()).digest()
-    return base64url(digest[: len(digest) // 2])
-
-
-# Requests, answers, and answers gone wrong
-
-
-@dataclass(frozen=True)
-class RecordedRequest:
-    """One request as it arrived. `endpoint` is the name of the endpoint, None elsewhere."""
-
-    method: str
-    path: str
-    endpoint: str | None
-    query: Form
-    headers: Message
-    form: Form
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One HTTP response; Content-Length is added unless `headers` has one of its own."""
-
-    status: int
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Refused(Exception):
-    """An OAuth error response (RFC 6749 §4.1.2.1, §5.2; RFC 6750 §3)."""
-
-    error: str
-    description: str
-    status: int = 400
-    headers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def members(self) -> dict[str, str]:
-        return {"error": self.error, "error_description": self.description}
-
-    @property
-    def answer(self) -> Answer:
-        return json_answer(self.members, self.status, self.headers)
-
-
-def json_answer(
-    value: object, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Answer:
-    """Return `value` as an application/json answer that nobody may store."""
-    own = {"Content-Type": "application/json", "Cache-Control": "no-store"}
-    return Answer(status, json.dumps(value).encode(), own | dict(headers or {}))
-
-
-class Handler(BaseHTTPRequestHandler):
-    """One connection; `request_read` is what arrived, `genuine()` what an honest OP answers."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: Server
-    request_read: RecordedRequest
-
-    @property
-    def provider(self) -> OpenIDProvider:
-        return self.server.provider
-
-    def do_GET(self) -> None:
-        self.request_read = request = self._read()
-        if request.path.startswith("/control"):
-            self.send(self.provider.control(request))
-            return
-        self.provider.record(request)
-        if misbehave := self.provider.misbehaviour(request):
-            misbehave(self)
-        else:
-            self.send(self.genuine())
-
-    do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = do_GET
-
-    def _read(self) -> RecordedRequest:
-        url = urlsplit(self.path)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        is_form = self.headers.get_content_type() == "application/x-www-form-urlencoded"
-        return RecordedRequest(
-            method=self.command,
-            path=url.path,
-            endpoint=self.provider.endpoints.get(url.path),
-            query=parse_qs(url.query, keep_blank_values=True),
-            headers=self.headers,
-            form=parse_qs(body.decode(), keep_blank_values=True) if is_form else {},
-            body=body,
-        )
-
-    def genuine(self) -> Answer:
-        """Return what the endpoint answers when it does not misbehave."""
-        return self.provider.respond(self.request_read)
-
-    def send(self, answer: Answer) -> None:
-        """Write a whole answer at once."""
-        body = b"" if self.command == "HEAD" else answer.body
-        self.write(self.head(answer) + body)
-
-    def head(self, answer: Answer) -> bytes:
-        """Return the status line and the headers of an answer as they go over the wire."""
-        headers = {"Content-Length": str(len(answer.body))} | answer.headers
-        if self.close_connection:
-            headers["Connection"] = "close"
-        phrase = HTTPStatus(answer.status).phrase
-        lines = [f"{name}: {value}" for name, value in headers.items()]
-        return "\r\n".join([f"HTTP/1.1 {answer.status} {phrase}", *lines, "", ""]).encode()
-
-    def write(self, data: bytes) -> None:
-        self.wfile.write(data)
-
-    def reset(self) -> None:
-        """End the connection so that the client meets ECONNRESET, not an orderly end."""
-        self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        os.close(self.connection.detach())
-
-    def write_slowly(self, data: bytes, interval: float) -> None:
-        """Write a byte, wait `interval` seconds, write the next; ends when the server stops."""
-        for position in range(len(data)):
-            self.write(data[position : position + 1])
-            if self.provider.stopped.wait(interval):
-                break
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Stay silent: `requests` is the log."""
-
-
-Misbehaviour = Callable[[Handler], None]
-
-
-def raw(status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Misbehaviour:
-    """Answer exactly this; a Content-Length in `headers` may lie, for the connection is closed."""
-
-    def answer(handler: Handler) -> None:
-        handler.close_connection = True
-        handler.send(Answer(status, body, dict(headers or {})))
-
-    return answer
-
-
-def sending(value: object, status: int = 200) -> Misbehaviour:
-    """Answer this value as JSON."""
-    return lambda handler: handler.send(json_answer(value, status))
-
-
-def not_json() -> Misbehaviour:
-    """Answer a page where JSON belongs."""
-    return raw(200, {"Content-Type": "text/html"}, b"<!doctype html><title>Maintenance</title>")
-
-
-def redirect_to(url: str, status: int = 307) -> Misbehaviour:
-    """Send the caller elsewhere."""
-    return raw(status, {"Location": url})
-
-
-def close_connection() -> Misbehaviour:
-    """Hang up without a byte."""
-
-    def answer(handler: Handler) -> None:
-        handler.close_connection = True
-
-    return answer
-
-
-def slow(seconds: float) -> Misbehaviour:
-    """Keep silent for a while, then answer honestly."""
-
-    def answer(handler: Handler) -> None:
-        handler.provider.stopped.wait(seconds)
-        handler.send(handler.genuine())
-
-    return answer
-
-
-def held(until: threading.Event) -> Misbehaviour:
-    """Answer honestly once the test sets `until` (at most ten seconds later)."""
-
-    def answer(handler: Handler) -> None:
-        until.wait(10)
-        handler.send(handler.genuine())
-
-    return answer
-
-
-def late(seconds: float) -> Misbehaviour:
-    """Do at once what was asked, and tell it after a while."""
-
-    def answer(handler: Handler) -> None:
-        genuine = handler.genuine()
-        handler.provider.stopped.wait(seconds)
-        handler.send(genuine)
-
-    return answer
-
-
-def held_back(until: threading.Event) -> Misbehaviour:
-    """Do at once what was asked, and tell it once the test sets `until` (at most 10 s later)."""
-
-    def answer(handler: Handler) -> None:
-        genuine = handler.genuine()
-        until.wait(10)
-        handler.send(genuine)
-
-    return answer
-
-
-def reset(*, after: bool) -> Misbehaviour:
-    """Reset the connection, before or after having done what was asked."""
-
-    def answer(handler: Handler) -> None:
-        if after:
-            handler.genuine()
-        handler.reset()
-
-    return answer
-
-
-def after_doing(misbehaviour: Misbehaviour) -> Misbehaviour:
-    """Do what was asked, and then answer as `misbehaviour` does."""
-
-    def answer(handler: Handler) -> None:
-        handler.genuine()
-        misbehaviour(handler)
-
-    return answer
-
-
-def truncated() -> Misbehaviour:
-    """Do what was asked, announce the whole answer, send the first half and hang up."""
-
-    def answer(handler: Handler) -> None:
-        genuine = handler.genuine()
-        handler.close_connection = True
-        handler.write(handler.head(genuine) + genuine.body[: len(genuine.body) // 2])
-
-    return answer
-
-
-def asking_for_patience(status: int, body: bytes = b"") -> Misbehaviour:
-    """Answer with a status and op.retry_after."""
-
-    def answer(handler: Handler) -> None:
-        raw(status, {"Retry-After": handler.provider.retry_after}, body)(handler)
-
-    return answer
-
-
-OAUTH_ERRORS = {
-    error: sending({"error": error, "error_description": "on demand"}, status)
-    for status, errors in (
-        (400, "invalid_grant invalid_request invalid_scope invalid_target unauthorized_client"),
-        (400, "unsupported_grant_type use_dpop_nonce"),
-        (401, "invalid_client"),
-        (500, "server_error"),
-    )
-    for error in errors.split()
-}
-
-REFRESH_FAULTS: dict[str, Misbehaviour] = OAUTH_ERRORS | {
-    "reset_before_rotation": reset(after=False),
-    "reset_after_rotation": reset(after=True),
-    "closed_before_rotation": close_connection(),
-    "closed_after_rotation": after_doing(close_connection()),
-    "truncated_after_rotation": truncated(),
-    "page_after_rotation": after_doing(not_json()),
-    "500": raw(500, {"Content-Type": "text/html"}, b"<h1>Internal Server Error</h1>"),
-    "503": asking_for_patience(503, b"<h1>Service Unavailable</h1>"),
-    "503_json": asking_for_patience(503, b'{"error": "temporarily_unavailable"}'),
-    "429": asking_for_patience(429, b'{"error": "slow_down"}'),
-}
-"""What op.refresh_fault may say; it hits the refreshes alone, never the logins."""
-
-
-def first(count: int, misbehaviour: Misbehaviour) -> Misbehaviour:
-    """Misbehave for the first `count` requests, be honest afterwards."""
-    numbers = itertools.count(1)
-
-    def answer(handler: Handler) -> None:
-        if next(numbers) <= count:
-            misbehaviour(handler)
-        else:
-            handler.send(handler.genuine())
-
-    return answer
-
-
-def drip(body: bytes | None = None, interval: float = 0.1) -> Misbehaviour:
-    """Answer a byte at a time, the honest body unless another is given."""
-
-    def answer(handler: Handler) -> None:
-        genuine = handler.genuine()
-        whole = genuine if body is None else Answer(200, body, genuine.headers)
-        handler.write(handler.head(whole))
-        handler.write_slowly(whole.body, interval)
-        handler.close_connection = True
-
-    return answer
-
-
-def drip_headers(interval: float = 0.1) -> Misbehaviour:
-    """Answer honestly, but a byte at a time from the status line on."""
-
-    def answer(handler: Handler) -> None:
-        genuine = handler.genuine()
-        handler.write_slowly(handler.head(genuine) + genuine.body, interval)
-        handler.close_connection = True
-
-    return answer
-
-
-def huge_header(size: int = 100_000) -> Misbehaviour:
-    """Answer honestly, with one more header of `size` characters."""
-
-    def answer(handler: Handler) -> None:
-        genuine = handler.genuine()
-        handler.send(Answer(genuine.status, genuine.body, {**genuine.headers, "X": "x" * size}))
-
-    return answer
-
-
-def gzip_bomb(decoded_size: int) -> Misbehaviour:
-    """Answer the honest JSON, followed by blanks up to `decoded_size`, all of it gzipped.
-
-    It stays a valid document: nothing but a limit on the decoded size can refuse it.
-    """
-
-    def answer(handler: Handler) -> None:
-        genuine = handler.genuine()
-        headers = {**genuine.headers, "Content-Encoding": "gzip"}
-        handler.send(Answer(200, gzipped_with_blanks(genuine.body, decoded_size), headers))
-
-    return answer
-
-
-@cache
-def gzipped_with_blanks(body: bytes, decoded_size: int) -> bytes:
-    """Return `body` and blanks, `decoded_size` bytes in all, as one gzip stream."""
-    deflate, block = zlib.compressobj(level=1, wbits=31), b" " * (1 << 20)
-    blocks, rest = divmod(max(decoded_size - len(body), 0), len(block))
-    parts = [deflate.compress(body), *(deflate.compress(block) for _ in range(blocks))]
-    return b"".join([*parts, deflate.compress(block[:rest]), deflate.flush()])
-
-
-def endless() -> Misbehaviour:
-    """Answer blanks without an end, as fast as they are read."""
-    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-
-    def answer(handler: Handler) -> None:
-        headers = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-        handler.close_connection = True
-        handler.write(f"HTTP/1.1 200 OK\r\n{headers}".encode())
-        while not handler.provider.stopped.is_set():
-            handler.write(chunk)
-
-    return answer
-
-
-def issue_certificate(directory: Path, host: str = "127.0.0.1") -> tuple[ssl.SSLContext, Path]:
-    """Return a server context for `host`, and the PEM file that lets a client trust it."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
-    now, address = datetime.now(timezone.utc), x509.IPAddress(ip_address("127.0.0.1"))
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    certificate = (
-        builder.not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host), address]), critical=True)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    key_file, certificate_file = directory / "op-key.pem", directory / "op-certificate.pem"
-    key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate_file, key_file)
-    return context, certificate_file
-
-
-# The server
-
-
-class Server(socketserver.ThreadingTCPServer):
-    """A thread per connection; stop() also ends the connections that clients keep."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 128
-
-    def __init__(self, provider: OpenIDProvider, tls: ssl.SSLContext | None, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
-        self.provider = provider
-        self.tls = tls
-        self.failures: list[BaseException] = []
-        self._connections: set[socket.socket] = set()
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            self.shutdown()
-            self._thread.join()
-        self.server_close()
-        for connection in list(self._connections):
-            hang_up(connection)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
-        if self.tls:  # the handshake happens in the connection's thread, at the first read
-            connection = self.tls.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
-        return connection, address
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._connections.discard(request)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keep what a handler raised, unless it was only the client hanging up."""
-        failure = cast("BaseException", sys.exc_info()[1])
-        if not isinstance(failure, OSError):
-            self.failures.append(failure)
-
-
-def hang_up(connection: socket.socket) -> None:
-    """End a connection that its handler may be reading from."""
-    with contextlib.suppress(OSError):  # the client was quicker
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-# The provider
 
 
 def somebody() -> dict[str, Any]:
@@ -1557,15 +928,6 @@ class OpenIDProvider:
             yield from map(public_key, self.client_jwk.get("keys", [self.client_jwk]))
 
 
-def signature(alg: str, key: SigningKey | bytes | None, signing_input: bytes) -> bytes:
-    """Return the raw signature by whatever key is given; empty for "none"."""
-    if key is None or alg == "none":
-        return b""
-    if isinstance(key, bytes):
-        return hmac_signature(alg, key, signing_input)
-    return key.sign(signing_input, alg)
-
-
 def single_values(form: Form) -> dict[str, str]:
     """Return the parameters, none of which may come twice (RFC 6749 §3.1)."""
     repeated = [name for name, values in form.items() if len(values) > 1]
@@ -1587,10 +949,6 @@ def wanted_acr_values(params: Mapping[str, str]) -> tuple[list[str], bool]:
     values = acr.get("values", [acr["value"]] if "value" in acr else [])
     essential = bool(values) and acr.get("essential") is True
     return params.get("acr_values", "").split() + values, essential
-
-
-def is_refresh(request: RecordedRequest) -> bool:
-    return request.endpoint == "token" and request.form.get("grant_type") == ["refresh_token"]
 
 
 def code_challenge(code_verifier: str) -> str | None:
@@ -1670,25 +1028,3 @@ def challenged(status: int, error: str, description: str, **params: str) -> Refu
     params = {"error": error, "error_description": description} | params
     challenge = ", ".join(f'{name}="{value}"' for name, value in params.items())
     return Refused(error, description, status, {"WWW-Authenticate": f"Bearer {challenge}"})
-
-
-def main() -> None:
-    """Run an OP until it is told to end, or for as long as `--seconds` says."""
-    parser = argparse.ArgumentParser(prog="python -m tests.provider", description=main.__doc__)
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--lifetime", type=float, default=60, help="of access tokens, in seconds")
-    parser.add_argument("--delay", type=float, default=0, help="seconds that a refresh takes")
-    parser.add_argument("--overlap", type=float, default=0, help="seconds of a spent token's grace")
-    parser.add_argument("--seconds", type=float, default=1800, help="to run, at most")
-    options = parser.parse_args()
-    with OpenIDProvider(port=options.port) as op:
-        op.access_token_lifetime, op.overlap = options.lifetime, options.overlap
-        op.refresh_delay = options.delay
-        names = ("issuer", "client_id", "client_secret")
-        print(json.dumps({name: getattr(op, name) for name in names}), flush=True)  # noqa: T201
-        with contextlib.suppress(KeyboardInterrupt):
-            op.stopped.wait(options.seconds)
-
-
-if __name__ == "__main__":
-    main()
