@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tests.servers import ServerError
 
-from . import callback, chart, herd, logout, outbound, reseal, unknown_kids, validation
+from . import admin, callback, chart, herd, logout, outbound, reseal, unknown_kids, validation
 from .contenders import OURS, OURS_WITHOUT_USERINFO
 from .databases import DATABASES
 from .herd import Rounds
@@ -188,6 +188,13 @@ def logout_tables(_: "Options") -> list[Table]:
         return [not_measured("Back-channel logout", OURS, error)]
 
 
+def admin_tables(_: "Options") -> list[Table]:
+    try:
+        return admin.tables()
+    except ServerError as error:
+        return [not_measured("The admin", OURS, error)]
+
+
 CHARTED = "PostgreSQL"
 CHARTED_WAYS = {
     "herd": (OURS, NO_LOCK, ROW_LOCK, AUTHLIB, REQUESTS_OAUTHLIB),
@@ -245,6 +252,7 @@ ROWS: dict[str, Callable[[Options], list[Table]]] = {
     "soft_window": soft_window_tables,
     "reseal": reseal_tables,
     "logout": logout_tables,
+    "admin": admin_tables,
 }
 
 

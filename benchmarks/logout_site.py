@@ -22,10 +22,14 @@ from .sign_ins import GRANT_EVERY, SESSIONS_OF_A_PERSON, SignIn, usual
 BY_SID, BY_SID_AND_SUB, BY_SUB = "sid", "sid and sub", "sub"
 
 WATCHED = {
+    "auth_user",
     "django_session",
-    *(f"oidc_rp_{name}" for name in "session grant storedaccesstoken identity logoutmark".split()),
+    *(
+        f"oidc_rp_{name}"
+        for name in "session grant storedaccesstoken identity logoutmark event".split()
+    ),
 }
-"""The tables that grow with the number of sessions, and that a logout looks something up in."""
+"""The tables that grow with the number of people and sessions."""
 
 
 def logout_site_settings(database: Database, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +73,7 @@ class Statement:
     def not_by_index(self) -> set[str]:
         """The watched tables that it reads from end to end."""
         read = [node for node in self._nodes() if node.get("Relation Name") in WATCHED]
-        return {node["Relation Name"] for node in read if _reads_whole(node)}
+        return {node["Relation Name"] for node in read if reads_whole(node)}
 
     @property
     def indexes(self) -> set[str]:
@@ -84,7 +88,7 @@ class Statement:
             left += node.get("Plans", [])
 
 
-def _reads_whole(node: dict[str, Any]) -> bool:
+def reads_whole(node: dict[str, Any]) -> bool:
     """Whether it reads a table without asking an index; a bitmap comes from one, below it."""
     kind: str = node["Node Type"]
     return kind.endswith("Scan") and kind != "Bitmap Heap Scan" and "Index Cond" not in node

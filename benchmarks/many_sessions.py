@@ -99,7 +99,8 @@ class ManySessions:
 
     def _identity(self, person: int) -> Columns:
         pk, sub = _pk(person), sub_of(person)
-        return {"id": pk, "user_id": pk, "sub": sub, "digest": digest(self.iss, sub)}
+        told = {"sub": sub, "digest": digest(self.iss, sub), "email": f"person{person}@example.com"}
+        return {"id": pk, "user_id": pk} | told
 
     def _grant(self, sign_in: SignIn, grant: str) -> Columns:
         identity = Identity(iss=self.iss, sub=sign_in.sub)
