@@ -25,7 +25,7 @@ from oidc_rp.models import (
     record_id,
 )
 from oidc_rp.sealing import key_ring
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 
 from .sign_ins import SignIn, sub_of, usual
 

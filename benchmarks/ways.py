@@ -20,7 +20,7 @@ from requests_oauthlib import OAuth2Session as RequestsOAuthlibSession
 
 from oidc_rp.api import session_for
 from oidc_rp.models import StoredAccessToken
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 
 from .api_site import SCOPES
 from .models import PlainToken

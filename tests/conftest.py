@@ -8,7 +8,7 @@ from django.core.cache import cache
 from pytest_django import Settings
 
 from oidc_rp.testing import OpenIDProvider, SigningKey
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 
 
 @pytest.fixture(scope="session")

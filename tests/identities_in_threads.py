@@ -19,7 +19,7 @@ from django.test import Client
 
 from oidc_rp.models import Identity
 from oidc_rp.testing import OpenIDProvider
-from tests.browser import Browser, Response
+from oidc_rp.testing.browser import Browser, Response
 from tests.test_accounts import MODEL_BACKEND
 from tests.test_identities import PAGE, Told, heard, post, start_link, told
 

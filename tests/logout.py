@@ -19,7 +19,7 @@ from pytest_django import Settings
 from oidc_rp.models import LogoutMark, Session
 from oidc_rp.sessions import row_of
 from oidc_rp.testing import OpenIDProvider
-from tests.browser import Browser, Response
+from oidc_rp.testing.browser import Browser, Response
 from tests.urls import urlpatterns as test_urlpatterns
 
 BACKCHANNEL = "/oidc/op/backchannel-logout/"

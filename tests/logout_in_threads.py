@@ -21,7 +21,7 @@ from oidc_rp import closing, own_connection, session_index
 from oidc_rp.models import Event, Session
 from oidc_rp.sessions import row_of
 from oidc_rp.testing import REMOVE, OpenIDProvider
-from tests.browser import Browser, Response
+from oidc_rp.testing.browser import Browser, Response
 from tests.logout import (
     another,
     assert_refused,

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from oidc_rp.testing import OpenIDProvider, held_back
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.test_api import options, set_up, signed_in
 from tests.test_middleware import expire, site
 

@@ -17,7 +17,7 @@ from oidc_rp import refresh
 from oidc_rp.grants import Owner
 from oidc_rp.models import Grant, Session
 from oidc_rp.testing import OpenIDProvider, held_back
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.test_renewal import (
     VISIT,
     assert_renewed,

@@ -28,7 +28,7 @@ from oidc_rp.protocol.token_endpoint import TokenResponse
 from oidc_rp.protocol.tokens import AccessToken
 from oidc_rp.relying_party import Login
 from oidc_rp.testing import REMOVE, OpenIDProvider, merged
-from tests.browser import Browser, Response
+from oidc_rp.testing.browser import Browser, Response
 from tests.conftest import Configure
 from tests.test_conf import GOOD
 

@@ -53,7 +53,7 @@ from oidc_rp.testing import (
     redirect_to,
     sending,
 )
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
 
 INVALID_TOKEN = {"WWW-Authenticate": 'Bearer realm="x", error="invalid_token"'}

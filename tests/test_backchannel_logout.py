@@ -53,8 +53,8 @@ from oidc_rp.testing import (
     not_json,
     raw,
 )
+from oidc_rp.testing.browser import Browser, Response
 from oidc_rp.upkeep import prune
-from tests.browser import Browser, Response
 from tests.conftest import Configure
 from tests.logout import (
     BACKCHANNEL,

@@ -18,8 +18,8 @@ from oidc_rp.backends import CallbackResponse, OIDCBackend
 from oidc_rp.errors import OIDCError
 from oidc_rp.models import Identity
 from oidc_rp.testing import OpenIDProvider
+from oidc_rp.testing.browser import Browser
 from oidc_rp.views import LoginView
-from tests.browser import Browser
 from tests.test_accounts import outcome, refusal, sign_in
 
 calls: list[tuple[str, dict[str, Any]]] = []

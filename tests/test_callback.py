@@ -28,7 +28,7 @@ from oidc_rp.backends import OIDCBackend
 from oidc_rp.sessions import PENDING
 from oidc_rp.signals import login_failed
 from oidc_rp.testing import REMOVE, OpenIDProvider, SigningKey
-from tests.browser import Browser, Callback, Response
+from oidc_rp.testing.browser import Browser, Callback, Response
 from tests.conftest import Configure
 
 

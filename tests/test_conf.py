@@ -18,7 +18,7 @@ from oidc_rp import conf
 from oidc_rp.errors import ConfigurationError
 from oidc_rp.protocol.tokens import ClientSecret
 from oidc_rp.testing import OpenIDProvider, SigningKey, issue_certificate
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
 
 GOOD: dict[str, Any] = {

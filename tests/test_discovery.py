@@ -20,8 +20,8 @@ from oidc_rp.errors import InvalidResponse, OIDCError
 from oidc_rp.protocol import jose
 from oidc_rp.relying_party import relying_party
 from oidc_rp.testing import OpenIDProvider, SigningKey, issue_certificate
+from oidc_rp.testing.browser import Browser
 from oidc_rp.transport import Transport
-from tests.browser import Browser
 from tests.conftest import Configure
 
 

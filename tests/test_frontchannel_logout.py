@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from oidc_rp.models import Event
 from oidc_rp.testing import REMOVE, OpenIDProvider, SigningKey, raw
-from tests.browser import Browser, Response
+from oidc_rp.testing.browser import Browser, Response
 from tests.conftest import Configure
 from tests.logout import (
     FRONTCHANNEL,

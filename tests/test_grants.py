@@ -20,7 +20,7 @@ from oidc_rp.models import Event, Grant, Identity, StoredAccessToken
 from oidc_rp.refresh import usable_token
 from oidc_rp.sealing import key_ring
 from oidc_rp.testing import REMOVE, OpenIDProvider
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.tokens import (
     HOUR,
     Site,

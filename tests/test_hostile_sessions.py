@@ -16,7 +16,7 @@ from oidc_rp.models import DatabaseClock, Identity, LogoutMark, Session
 from oidc_rp.sessions import PENDING, current_login
 from oidc_rp.step_up import require_auth
 from oidc_rp.testing import REMOVE, OpenIDProvider
-from tests.browser import Browser, Response
+from oidc_rp.testing.browser import Browser, Response
 from tests.conftest import Configure
 from tests.test_middleware import HTML, PAGE
 

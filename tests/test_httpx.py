@@ -23,7 +23,7 @@ from oidc_rp.httpx import BearerAuth
 from oidc_rp.login_urls import asked_step_up
 from oidc_rp.protocol.authentication import StepUp
 from oidc_rp.testing import OpenIDProvider, asking_for_patience, raw, redirect_to, sending
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
 from tests.test_api import (
     ELSEWHERE,

@@ -30,7 +30,7 @@ from oidc_rp.backends import OIDCBackend
 from oidc_rp.models import DatabaseClock, Event, Grant, Identity, Session
 from oidc_rp.sessions import CURRENT, LOCAL, current_login, row_of
 from oidc_rp.testing import REMOVE, OpenIDProvider, SigningKey, merged, sending, somebody
-from tests.browser import Browser, Callback, Response
+from oidc_rp.testing.browser import Browser, Callback, Response
 from tests.conftest import Configure
 from tests.test_accounts import MODEL_BACKEND, OIDC_BACKEND, outcome
 from tests.test_devices import MAC, WINDOWS

@@ -17,8 +17,8 @@ from oidc_rp.login_urls import login_url
 from oidc_rp.models import Identity
 from oidc_rp.protocol.authentication import StepUp
 from oidc_rp.testing import OpenIDProvider, close_connection
+from oidc_rp.testing.browser import Browser, Callback, Response, read_form
 from oidc_rp.views import MAX_LOGIN_HINT
-from tests.browser import Browser, Callback, Response, read_form
 from tests.conftest import Configure
 from tests.test_accounts import multi_tenant, op_of_tenants
 from tests.test_login import LOGIN_REQUIRED, SAFE, UNSAFE, asked, pending

@@ -14,7 +14,7 @@ from oidc_rp import sessions
 from oidc_rp import testing as provider
 from oidc_rp.sessions import PENDING
 from oidc_rp.testing import OpenIDProvider
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
 
 LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"

@@ -18,7 +18,7 @@ from pytest_django import Settings
 from oidc_rp.models import DatabaseClock, Event, Grant, LogoutMark, Session
 from oidc_rp.sessions import LOGGED_OUT, grant_of
 from oidc_rp.testing import REMOVE, OpenIDProvider, raw, redirect_to
-from tests.browser import Browser, Response
+from oidc_rp.testing.browser import Browser, Response
 from tests.conftest import Configure
 from tests.logout import (
     another,

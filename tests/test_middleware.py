@@ -22,7 +22,7 @@ from oidc_rp.errors import LoginRequired, TemporarilyUnavailable
 from oidc_rp.models import EPOCH, Grant, StoredAccessToken
 from oidc_rp.sessions import CURRENT, current_login
 from oidc_rp.testing import OpenIDProvider, raw
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
 from tests.test_api import INVALID_TOKEN, options, set_up, signed_in
 from tests.urls import whoami

@@ -42,7 +42,7 @@ from oidc_rp.testing import (
     redirect_to,
     sending,
 )
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.tokens import (
     HOUR,
     Site,

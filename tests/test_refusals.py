@@ -27,7 +27,7 @@ from oidc_rp.errors import (
 from oidc_rp.models import Identity
 from oidc_rp.signals import login_failed
 from oidc_rp.testing import OpenIDProvider
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
 
 CODE = re.compile(r"[a-z_]+(\.[a-z_]+)+")

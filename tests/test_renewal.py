@@ -46,7 +46,7 @@ from oidc_rp.testing import (
     sending,
     slow,
 )
-from tests.browser import Browser, Callback
+from oidc_rp.testing.browser import Browser, Callback
 from tests.test_middleware import HTML, PAGE
 from tests.test_sessions import code_of, engine, put
 from tests.tokens import Site, during, expire, hold, let_pass, site

@@ -16,7 +16,7 @@ from oidc_rp.models import DatabaseClock, Grant, Identity, PendingRevocation
 from oidc_rp.refresh import usable_token
 from oidc_rp.sealing import generate_key
 from oidc_rp.testing import OpenIDProvider, SigningKey, first, raw, reset, sending
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.tokens import (
     Site,
     assert_closed,

@@ -20,7 +20,7 @@ from oidc_rp.models import DatabaseClock, Identity, Session, digest
 from oidc_rp.sealing import generate_key, key_id, key_ring
 from oidc_rp.sessions import row_of
 from oidc_rp.testing import REMOVE, OpenIDProvider
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
 from tests.logout import (
     another,

@@ -28,7 +28,7 @@ from oidc_rp.errors import InvalidResponse
 from oidc_rp.protocol.authentication import AuthenticationRequest
 from oidc_rp.sessions import PENDING, CurrentLogin, PendingLogin, current_login
 from oidc_rp.testing import REMOVE, OpenIDProvider
-from tests.browser import Browser, Callback, Response
+from oidc_rp.testing.browser import Browser, Callback, Response
 from tests.conftest import Configure
 
 ENGINES = ["db", "cache", "cached_db", "file", "signed_cookies"]

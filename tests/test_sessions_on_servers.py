@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 import requests
 
-from tests.browser import read_form
+from oidc_rp.testing.browser import read_form
 from tests.servers import NpmOP, npm_op, postgresql, redis, tiny_op
 from tests.servers.daemons import free_port
 from tests.servers.project import Site

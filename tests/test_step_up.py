@@ -28,7 +28,7 @@ from oidc_rp.protocol.authentication import ANYHOW, StepUp
 from oidc_rp.sessions import CURRENT, LOCAL, current_login
 from oidc_rp.step_up import RequireAuthMixin, require_auth
 from oidc_rp.testing import REMOVE, OpenIDProvider, raw
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.test_middleware import HTML, PAGE
 from tests.test_renewal import asked, last_page
 from tests.test_sessions import code_of, engine, put

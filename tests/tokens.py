@@ -20,7 +20,7 @@ from oidc_rp.models import DatabaseClock, Event, Grant, PendingRevocation, Store
 from oidc_rp.sealing import generate_key
 from oidc_rp.sessions import grant_of
 from oidc_rp.testing import Handler, Misbehaviour, OpenIDProvider
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
 
 SCOPES = ["openid", "calendar", "offline_access"]

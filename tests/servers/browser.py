@@ -6,7 +6,7 @@ import requests
 from django.test import Client
 from requests.cookies import RequestsCookieJar
 
-from tests.browser import Browser, Callback, Fields, read_form
+from oidc_rp.testing.browser import Browser, Callback, Fields, read_form
 
 MOST_STEPS = 12
 
@@ -17,19 +17,20 @@ class FollowingBrowser(Browser):
     op_cookies: what the OP knows this browser by; a session there lasts from visit to visit.
     """
 
-    def __init__(self, client: Client | None = None, *, verify: bool | str = True) -> None:
+    def __init__(self, client: Client | None = None, *, verify: str | None = None) -> None:
         super().__init__(client, verify=verify)
         self.op_cookies = RequestsCookieJar()
 
     def visit_op(self, authorization_url: str) -> Callback:
         url, op = authorization_url, urlsplit(authorization_url).netloc
         fields: Fields | None = None
+        trusted = self.verify or True
         with requests.Session() as session:
             session.trust_env, session.cookies = False, self.op_cookies
             for _ in range(MOST_STEPS):
                 method = "GET" if fields is None else "POST"
                 answer = session.request(
-                    method, url, data=fields, allow_redirects=False, timeout=10, verify=self.verify
+                    method, url, data=fields, allow_redirects=False, timeout=10, verify=trusted
                 )
                 if answer.is_redirect:
                     url, fields = urljoin(url, answer.headers["Location"]), None

@@ -9,7 +9,7 @@ from pytest_django import Settings
 
 from oidc_rp.models import Identity
 from oidc_rp.testing import REMOVE, OpenIDProvider, merged
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
 from tests.test_conf import GOOD
 from tests.users.models import EmailUser

@@ -10,7 +10,7 @@ from django.test import Client
 
 from oidc_rp.models import Identity
 from oidc_rp.testing import REMOVE, OpenIDProvider, merged
-from tests.browser import Browser
+from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
 from tests.users import backends
 from tests.users.models import UniqueEmailUser
