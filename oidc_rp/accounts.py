@@ -90,11 +90,12 @@ def account_for(login: Login, hooks: AccountHooks, local_user: Any = None) -> Ac
     Raises LoginRefused "account.<why>".
     """
     claims = verified_claims(login)
-    with _refusing():
+    with _refusing() as known:
         _check_claims(claims, hooks)
         identity, linked = Identity.objects.find(claims["iss"], claims["sub"]), False
         if identity is None:
             identity, linked = _new_identity(claims, hooks, local_user)
+        known.append(identity)
         user = _up_to_date(identity, claims, hooks, new=linked)
     return Account(user, identity, linked)
 
@@ -106,12 +107,13 @@ def link(login: Login, hooks: AccountHooks, user: Any) -> Account:
     raises LoginRefused "account.linked_elsewhere", and "account.<why>".
     """
     claims = verified_claims(login)
-    with _refusing():
+    with _refusing() as known:
         _check_claims(claims, hooks)
         _check_active(user)
         identity, linked = Identity.objects.find(claims["iss"], claims["sub"]), False
         if identity is None:
             identity, linked = _made(claims, lambda: user)
+        known.append(identity)
         if identity.user_id != user.pk:
             raise LoginRefused("account.linked_elsewhere", "the identity is somebody else's")
         if not linked:
@@ -151,10 +153,11 @@ def tells_all(userinfo: Mapping[str, Any], identity: Identity) -> bool:
     return not identity.claims.keys() - _PROTOCOL_CLAIMS - named
 
 
-def unlink(identity: Identity) -> bool:
+def unlink(identity: Identity, actor: str = "") -> bool:
     """Delete an identity, with its sessions and grants, unless it is its user's last way in.
 
-    Returns whether it is gone. Two at once lock nobody out: they wait for one another.
+    actor: who did it, for the timeline. Returns whether it is gone. Two at once lock nobody out:
+    they wait for one another.
     """
     with _atomic():
         theirs = identities_of(identity.user_id)
@@ -163,6 +166,7 @@ def unlink(identity: Identity) -> bool:
             return True
         if not may_unlink(identity):
             return False
+        identity.unlinked_by = actor
         identity.delete()
     return True
 
@@ -189,8 +193,23 @@ def identities_of(user_pk: Any) -> "models.QuerySet[Any, Any]":
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """What a hook, a model or the database refuses is a refusal of ours."""
+def _refusing() -> Iterator[list[Identity]]:
+    """What a hook, a model or the database refuses is a refusal of ours, and says of whom.
+
+    Yields a list for the identity, once it is known.
+    """
+    known: list[Identity] = []
+    try:
+        with _as_refusals():
+            yield known
+    except LoginRefused as error:
+        for identity in known:
+            error.identity, error.user = identity.pk, identity.user_id
+        raise
+
+
+@contextmanager
+def _as_refusals() -> Iterator[None]:
     try:
         yield
     except (SuspiciousOperation, PermissionDenied) as error:

@@ -17,7 +17,7 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.db import DatabaseError, InterfaceError, connections, models, transaction
 
-from . import conf, grants, revocation, session_index, session_store, signals
+from . import conf, events, grants, revocation, session_index, session_store, signals
 from .errors import TemporarilyUnavailable
 from .models import DatabaseClock, Grant, Identity, digest
 from .own_connection import caller_may_roll_back, detached, must_share, transaction_on
@@ -76,7 +76,7 @@ def end_offline_access(slug: str, iss: str, sub: str, reason: str, *, actor: str
 
 def tell_closed(grant: Any, reason: str, code: str, actor: str = "") -> None:
     """Say that a grant is closed: in its timeline, and to whoever listens."""
-    grants.note(grant, "closed", reason, actor)
+    events.note(events.of_grant(grant), events.CLOSED, reason, actor)
     told = {"identity": grant.identity, "grant": grant, "reason": reason}
     signals.send_after_commit(signals.grant_closed, Identity, **told)
 
@@ -93,7 +93,8 @@ def end_sessions(
     request; the statements are as many for two hundred as for one. The OP is told last of all.
     Returns how many have ended now; what had ended before, and is still there, goes with them.
     """
-    rows = list(which.only("identity", "grant", "session_key", "ended_at"))
+    wanted = ("provider", "grant", "session_key", "ended_at", "identity__user")
+    rows = list(which.select_related("identity").only(*wanted))
     parts = [rows[first : first + _AT_ONCE] for first in range(0, len(rows), _AT_ONCE)]
     return sum(_end_these(part, reason, revoke, actor) for part in parts)
 
@@ -109,8 +110,8 @@ def _end_these(rows: Sequence[Any], reason: str, revoke: bool, actor: str) -> in
         theirs = session_index.rows().filter(pk__in=[row.pk for row in open_rows], ended_at=None)
         ended = theirs.update(ended_at=DatabaseClock())
     if ended:
-        whose = [(row.identity_id, None) for row in open_rows]
-        grants.note_all(whose, "session_ended", reason, actor)
+        whose = [events.of_session(row) for row in open_rows]
+        events.note_all(whose, events.SESSION_ENDED, reason, actor)
     closed = _end_bound([row.grant_id for row in rows if row.grant_id], reason, revoke)
     _forget_stored([(row.pk, row.session_key) for row in rows])
     if closed:
@@ -130,10 +131,17 @@ def _end_bound(grant_ids: Collection[str], reason: str, revoke: bool) -> list[An
 def _tell_all_closed(closed: Sequence[Any], reason: str, revoke: bool, actor: str) -> None:
     if revoke:
         revocation.soon()
-    grants.note_all([(grant.identity_id, grant.pk) for grant in closed], "closed", reason, actor)
+    events.note_all(map(events.of_grant, closed), events.CLOSED, reason, actor)
     for grant in closed:
         told = {"identity": grant.identity, "grant": grant, "reason": reason}
         signals.send_after_commit(signals.grant_closed, Identity, **told)
+
+
+def end_row(row_id: str, reason: str, actor: str = "") -> None:
+    """End the row of a session that goes on under another one, or is over in this very request."""
+    row = session_index.remove(row_id)
+    if row is not None:
+        events.note(events.of_session(row), events.SESSION_ENDED, reason, actor)
 
 
 def end_beside(
@@ -206,7 +214,7 @@ def _deleted(ended: Sequence[tuple[str, str]]) -> bool:
 # Receivers
 
 
-def forget_session(request: Any, **_: Any) -> None:
+def forget_session(request: Any, user: Any = None, **_: Any) -> None:
     """End what belongs to this session alone; a receiver of user_logged_out.
 
     The stored session goes first, before Django deletes it: whoever is told of its grant, the OP
@@ -221,7 +229,7 @@ def forget_session(request: Any, **_: Any) -> None:
     held = held_by(session)
     if held.grant and (key := session_store.key_of(session)):
         _attempt(lambda: session_store.delete([key]))
-    _forget_held(held)
+    _forget_held(held, user)
 
 
 def forget_replaced_session(request: Any, user: Any, **_: Any) -> None:
@@ -235,12 +243,13 @@ def forget_replaced_session(request: Any, user: Any, **_: Any) -> None:
     held, seen = held_by(request.session), session_index.seen(request)
     if not held.row and seen is not None:
         held = Held(seen.grant_id or "", seen.pk)
-    _forget_held(held)
+    _forget_held(held, user)
 
 
-def _forget_held(held: Held) -> None:
-    _attempt(lambda: session_index.remove(held.row))
-    _attempt(lambda: end_session_grant(held.grant, grants.LOGOUT))
+def _forget_held(held: Held, user: Any) -> None:
+    actor = f"user {user.pk}" if user is not None else ""
+    _attempt(lambda: end_row(held.row, grants.LOGOUT, actor))
+    _attempt(lambda: end_session_grant(held.grant, grants.LOGOUT, actor=actor))
 
 
 def _attempt(step: Callable[[], Any]) -> None:
@@ -276,6 +285,8 @@ def forget_identity(instance: Identity, **_: Any) -> None:
 def tell_unlinked(instance: Identity, origin: Any = None, **_: Any) -> None:
     """Say that an identity is unlinked; a receiver of its post_delete. origin: what was deleted."""
     if getattr(origin, "model", type(origin)) is Identity:
+        left = events.Whose(user=instance.user_id, provider=instance.provider)
+        events.note(left, events.IDENTITY_UNLINKED, "", instance.unlinked_by)
         told = {"user": instance.user, "identity": copy(instance)}  # Django takes the key away
         signals.send_after_commit(signals.identity_unlinked, Identity, **told)
 

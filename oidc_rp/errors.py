@@ -105,7 +105,13 @@ class InvalidIdToken(InvalidResponse):
 
 
 class LoginRefused(OIDCError):
-    """The OP vouches for this person, and our policy still says no."""
+    """The OP vouches for this person, and our policy still says no.
+
+    identity, user: keys of who it is, where that person is known here.
+    """
+
+    identity: Any = None
+    user: Any = None
 
 
 class LoginRequired(OIDCError):

@@ -5,9 +5,7 @@ learned under an older one changes nothing (docs/refresh.md).
 """
 
 import logging
-import os
-import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,19 +16,19 @@ from typing import Any, NamedTuple, cast
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
-from django.db import DatabaseError, IntegrityError, InterfaceError, connections, router
+from django.db import IntegrityError, connections, router
 from django.db.models import Case, F, Q, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from . import conf
 from .errors import ConfigurationError, SealError
+from .events import worker as worker
 from .models import (
     CLOCKS,
     EPOCH,
     MICROSECOND,
     DatabaseClock,
-    Event,
     Grant,
     Identity,
     PendingRevocation,
@@ -544,14 +542,6 @@ def keep(login: Login, identity: Identity) -> Grant | None:
 
     None where nothing is worth keeping: no refresh token, and no API that tokens may be sent to.
     """
-    grant = _kept(login, identity)
-    if grant is not None:
-        wider = set(grant.scope.split()) > set(login.tokens.scope.split())
-        note(grant, "signed_in", "kept_wider" if wider else "", f"user {identity.user_id}")
-    return grant
-
-
-def _kept(login: Login, identity: Identity) -> Grant | None:
     tokens, provider = login.tokens, login.provider
     if tokens.refresh_token is None and not provider.api_origins:
         return None
@@ -570,6 +560,13 @@ def _kept(login: Login, identity: Identity) -> Grant | None:
                 return _new_grant(login, identity, slot if tokens.refresh_token else None)
     logger.error("the tokens of a login are lost: its grant changes all the time")
     return None
+
+
+def how_kept(login: Login, grant: Grant | None) -> str:
+    """The code of the event: "kept_wider" where a login was granted less than the grant that works,
+    which stays as it was."""
+    wider = grant is not None and set(grant.scope.split()) > set(login.tokens.scope.split())
+    return "kept_wider" if wider else ""
 
 
 def is_offline(login: Login) -> bool:
@@ -670,49 +667,6 @@ def _lifetime(login: Login) -> timedelta | None:
 def _idle_lifetime(login: Login) -> timedelta:
     told = login.tokens.idle_lifetime or login.provider.refresh_idle_lifetime
     return timedelta(seconds=told)
-
-
-# What happened
-
-
-def note(grant: Any, name: str, code: str = "", actor: str = "") -> None:
-    """Add to the timeline, after the fact and outside its transaction; a failure breaks nothing."""
-    note_all([(grant.identity_id, grant.pk)], name, code, actor)
-
-
-def note_all(
-    whose: Iterable[tuple[Any, str | None]], name: str, code: str = "", actor: str = ""
-) -> None:
-    """Add the same to several timelines, in one statement. whose: keys of identity and grant."""
-    events = []
-    for identity, grant in whose:
-        extra = {"event": name, "code": code, "grant": grant, "identity": identity}
-        logger.info("identity %s, grant %s: %s %s", identity, grant, name, code, extra=extra)
-        events.append(
-            Event(
-                identity_id=identity,
-                grant_id=grant,
-                at=DatabaseClock(),
-                name=name,
-                code=code[:100],
-                actor=actor or worker(),
-            )
-        )
-    try:
-        with transaction_on(database()):
-            Event.objects.using(database()).bulk_create(events)
-    except (DatabaseError, InterfaceError):
-        logger.exception("%s could not be noted", name)
-
-
-@lru_cache(maxsize=1)
-def _host() -> str:
-    return socket.gethostname()[:60]
-
-
-def worker() -> str:
-    """Who acts: host and process."""
-    return f"{_host()}:{os.getpid()}"
 
 
 def _micros(moment: datetime) -> int:

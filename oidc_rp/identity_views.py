@@ -106,7 +106,7 @@ class IdentitiesView(RefusingView):
         linked = _linked(identity, request, _labels())
         if "confirmed" not in request.POST:
             return render(request, "oidc_rp/unlink.html", {"linked": linked})
-        if not accounts.unlink(identity):
+        if not accounts.unlink(identity, f"user {request.user.pk}"):
             return _back(request, "last_way_in")
         return _signed_out(request) if linked.here else _back(request, "unlinked")
 

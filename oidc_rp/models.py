@@ -7,7 +7,7 @@ from datetime import timezone as tz
 from hashlib import sha256
 from secrets import token_hex
 from time import time_ns
-from typing import Any
+from typing import Any, NoReturn
 
 from django.conf import settings
 from django.db import models, router
@@ -56,6 +56,9 @@ class Identity(models.Model):
     last_login_at = models.DateTimeField(_("last login"), default=timezone.now)
 
     objects = IdentityManager()
+
+    unlinked_by = ""
+    """Who deletes it, for the timeline; set by whoever does."""
 
     class Meta:
         verbose_name = _("linked identity")
@@ -374,6 +377,16 @@ class ProviderCircuit(models.Model):
         return f"{self.provider} ({self.last_error})"
 
 
+class EventQuerySet(models.QuerySet["Event"]):
+    """Events are added and read. Whoever prunes them says so, by a query set of another kind."""
+
+    def update(self, **kwargs: Any) -> NoReturn:
+        raise TypeError("events are never changed")
+
+    def delete(self) -> NoReturn:
+        raise TypeError("events are deleted by oidc_prune, or with their user")
+
+
 class Event(models.Model):
     """One thing that happened: what, when, to whom, why, and who did it; see events.py.
 
@@ -400,6 +413,8 @@ class Event(models.Model):
     actor = models.CharField(max_length=100, default="")
     reference = models.CharField(max_length=20, default="")
 
+    objects = EventQuerySet.as_manager()
+
     class Meta:
         verbose_name = _("event")
         verbose_name_plural = _("events")
@@ -412,3 +427,8 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} {self.code}".strip()
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if not self._state.adding:
+            raise TypeError("events are never changed")
+        super().save(*args, **kwargs)

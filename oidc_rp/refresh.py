@@ -35,7 +35,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.utils import timezone
 
-from . import circuit, closing, conf, grants, journal, session_index, signals
+from . import circuit, closing, conf, events, grants, journal, session_index, signals
 from .errors import (
     ConfigurationError,
     InvalidIdToken,
@@ -456,7 +456,7 @@ class Attempt:
 
     def __init__(self, grant: Any, target: Target, party: RelyingParty) -> None:
         self.grant, self.target, self.party = grant, target, party
-        self.owner = f"{grants.worker()}:{token_hex(8)}"
+        self.owner = f"{events.worker()}:{token_hex(8)}"
 
     def claim(self, *, patient: bool) -> bool:
         """Take the lease (T3, T14); one that has ended without a result counts as T13."""
@@ -476,7 +476,12 @@ class Attempt:
             return None  # T7: its last lease ended, or a caller rolled back, after we had looked
         marked = self.grant.in_doubt_since is not None and claimed.in_doubt_since is None
         if marked and self.grant.last_error_at == claimed.last_error_at:  # T13: nobody told why
-            grants.note(self.grant, "in_doubt", "refresh.lease_ended", claimed.lease_owner)
+            events.note(
+                events.of_grant(self.grant),
+                events.IN_DOUBT,
+                "refresh.lease_ended",
+                claimed.lease_owner,
+            )
         if self.grant.in_doubt_since is not None and self.party.provider.in_doubt == "reauth":
             self._close(grants.ROTATION_LOST, "refresh.in_doubt")
             return None
@@ -560,7 +565,7 @@ class Attempt:
     def _publish(
         self, tokens: TokenResponse, lifetime: timedelta | None, problem: OIDCError | None
     ) -> UsableToken:
-        grants.note(self.grant, "refreshed", problem.code if problem else "")
+        events.note(events.of_grant(self.grant), events.REFRESHED, problem.code if problem else "")
         told = {"identity": self.grant.identity, "grant": self.grant}
         with suppress(DatabaseError, InterfaceError):  # nothing is committed without a database
             signals.send_after_commit(signals.tokens_refreshed, Identity, **told)
@@ -573,7 +578,7 @@ class Attempt:
         """The refresh token was rotated, and is kept; the rest of the answer is of no use."""
         code, failures = problem.code if problem else "token.access_token", self.grant.failures + 1
         grants.pause(self.grant, timedelta(seconds=_pause(failures, None)), code, failures)
-        grants.note(self.grant, "refresh_failed", code)
+        events.note(events.of_grant(self.grant), events.REFRESH_FAILED, code)
 
     def _check_id_token(self, tokens: TokenResponse) -> Mapping[str, Any]:
         """T19: an invalid ID Token changes nothing, one about somebody else ends the grant."""
@@ -587,7 +592,7 @@ class Attempt:
             check_at_hash(claims, tokens.access_token)
             return claims.claims
         except InvalidIdToken as error:
-            grants.note(self.grant, "id_token_refused", error.code)
+            events.note(events.of_grant(self.grant), events.ID_TOKEN_REFUSED, error.code)
             if error.claim in ("iss", "tid", "sub"):
                 closing.end(self.grant.pk, grants.SUBJECT_CHANGED)
                 theirs = session_index.rows().filter(identity=identity)
@@ -595,7 +600,7 @@ class Attempt:
                 message = "the OP answered for somebody else"
                 raise LoginRequired(f"grant.{grants.SUBJECT_CHANGED}", message) from error
         except OIDCError as error:  # no keys to be had at the moment, for instance
-            grants.note(self.grant, "id_token_refused", error.code)
+            events.note(events.of_grant(self.grant), events.ID_TOKEN_REFUSED, error.code)
         return {}
 
     def _too_late(self, answer: RefreshResponse) -> None:
@@ -603,7 +608,7 @@ class Attempt:
         was just received is revoked."""
         grant = grants.load(self.grant.pk)
         if grant is not None and grant.status == Grant.OPEN:
-            grants.note(grant, "late_result")
+            events.note(events.of_grant(grant), events.LATE_RESULT)
             return
         if answer.refresh_token is not None and _is_to_be_revoked(self.grant):
             grants.pend_revocation(self.grant, answer.refresh_token, "late_result")
@@ -628,7 +633,7 @@ class Attempt:
             error.error in _TARGET_ERRORS and self.target != ANY
         ):
             grants.release(self.grant, self.owner)
-            grants.note(self.grant, "target_refused", error.code)
+            events.note(events.of_grant(self.grant), events.TARGET_REFUSED, error.code)
             _refused[self.grant.pk, self.target] = (time.monotonic() + TARGET_REST, error)
             raise error  # it is this target that is refused, and nothing else
         elif error.error in _CLIENT_ERRORS:
@@ -658,7 +663,7 @@ class Attempt:
             # It may be this grant alone, so that others ask before it does so again.
             changes["not_before"] = DatabaseClock(pause * 2)
         grants.release(self.grant, self.owner, **changes)
-        grants.note(self.grant, "circuit_opened", error.code)
+        events.note(events.of_grant(self.grant), events.CIRCUIT_OPENED, error.code)
 
     def _unreachable(self, error: TransportError) -> None:
         if error.code in _NOT_THIS_OP and not error.sent:
@@ -675,7 +680,7 @@ class Attempt:
         if getattr(error, "status", None) == 504:  # a gateway's patience ended, not the OP's work
             changes["in_doubt_since"] = self._in_doubt_since
         grants.release(self.grant, self.owner, not_before=DatabaseClock(pause), **changes)
-        grants.note(self.grant, "backing_off", error.code)
+        events.note(events.of_grant(self.grant), events.BACKING_OFF, error.code)
 
     def _in_doubt(self, error: OIDCError) -> None:
         """T12: sent, and no answer. At once once more (T14), then at growing intervals."""
@@ -685,7 +690,7 @@ class Attempt:
             pause = timedelta(seconds=_pause(changes["failures"], None))
             changes["not_before"] = DatabaseClock(pause)
         grants.release(self.grant, self.owner, **changes)
-        grants.note(self.grant, "in_doubt", error.code)
+        events.note(events.of_grant(self.grant), events.IN_DOUBT, error.code)
 
     @property
     def _in_doubt_since(self) -> Any:
@@ -699,7 +704,7 @@ class Attempt:
         logger.error("grant %s: %s", self.grant.pk, error)
         grants.release(self.grant, self.owner, **_error(error))
         if self.grant.last_error != error.code:  # told once, however often it is found
-            grants.note(self.grant, "refresh_failed", error.code)
+            events.note(events.of_grant(self.grant), events.REFRESH_FAILED, error.code)
         raise TemporarilyUnavailable(error.code, "TOKEN_KEYS lacks a key", retry_after=300.0)
 
     def _close(self, reason: str, code: str) -> None:
@@ -787,7 +792,7 @@ def store_stashed(rotation: Rotation) -> None:
         journal.drop(rotation)
     grant = grants.load(rotation.grant)
     if stored and grant is not None:
-        grants.note(grant, "rotation_stored_late", "", rotation.refreshed_by)
+        events.note(events.of_grant(grant), events.ROTATION_STORED_LATE, "", rotation.refreshed_by)
     elif grant is not None and grant.status != Grant.OPEN and _is_to_be_revoked(grant):
         with suppress(SealError):  # T18: whoever stored it would have had it revoked
             token = grants.unstored_token(grant, rotation)

@@ -2,8 +2,10 @@
 
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from django.conf import settings
 from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -12,8 +14,16 @@ from django.utils.functional import Promise
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
-from . import conf
-from .errors import ConfigurationError, LoginRefused, OIDCError, OPError, TransportError
+from . import conf, events
+from .errors import (
+    ConfigurationError,
+    LoginRefused,
+    OIDCError,
+    OPError,
+    TemporarilyUnavailable,
+    TransportError,
+)
+from .events import Whose
 from .models import Identity
 from .signals import login_failed
 
@@ -149,8 +159,8 @@ def status_of(error: OIDCError) -> int:
 def refuse(
     request: HttpRequest, error: OIDCError, slug: str | None, next_url: str = ""
 ) -> HttpResponse:
-    """Return the page that says no; log why, and tell login_failed."""
-    reference = log_refusal(error, slug, "login")
+    """Return the page that says no; log why, note it, and tell login_failed."""
+    reference = log_refusal(error, slug, "login", lambda: _refused_person(request, error))
     login_failed.send_robust(
         Identity, request=request, provider=slug, error=error, reference=reference
     )
@@ -180,12 +190,15 @@ def _retry_url(next_url: str) -> str:
     return f"{url}?{urlencode({REDIRECT_FIELD_NAME: next_url})}" if next_url else url
 
 
-def log_refusal(error: OIDCError, slug: str | None, what: str) -> str:
+def log_refusal(
+    error: OIDCError, slug: str | None, what: str, whose: Callable[[], Whose] = Whose
+) -> str:
     """Say in one line what was refused, and return the reference that is also told outside.
 
-    What was expected and received is there as far as errors carry it: no secrets.
+    What was expected and received is there as far as errors carry it: no secrets. It is noted in
+    the timeline as well, unless it is only put off. whose: asked if there is room for it there.
     """
-    reference = secrets.token_hex(5)
+    reference, name = secrets.token_hex(5), f"{what}_refused"
     ours = isinstance(error, ConfigurationError) and error.code != "provider.unknown"
     logger.log(
         logging.ERROR if ours or isinstance(error, TransportError) else logging.WARNING,
@@ -198,6 +211,7 @@ def log_refusal(error: OIDCError, slug: str | None, what: str) -> str:
         _short(error.received),
         _short(error.message),
         extra={
+            "event": name,
             "code": error.code,
             "provider": slug,
             "reference": reference,
@@ -205,7 +219,22 @@ def log_refusal(error: OIDCError, slug: str | None, what: str) -> str:
             "received": _short(error.received),
         },
     )
+    if not isinstance(error, TemporarilyUnavailable):
+        known = slug if slug is not None and slug in conf.providers() else ""
+        events.refused(name, error.code, known, reference, whose)
     return reference
+
+
+def _refused_person(request: HttpRequest, error: OIDCError) -> Whose:
+    """Who was refused: the person of the identity, or else whoever is signed in here."""
+    if isinstance(error, LoginRefused) and error.identity is not None:
+        return Whose(error.identity, error.user)
+    if settings.SESSION_COOKIE_NAME not in request.COOKIES:
+        return Whose()
+    try:
+        return Whose(user=request.user.pk)
+    except Exception:  # noqa: BLE001 - a session engine has its own kinds
+        return Whose()
 
 
 def _short(value: object) -> str:

@@ -23,7 +23,7 @@ from django.db import router
 from django.db.models import Q
 from django.http import HttpRequest
 
-from . import accounts, closing, conf, grants, refresh, session_index, sessions
+from . import accounts, closing, conf, events, grants, refresh, session_index, sessions
 from .errors import (
     InvalidIdToken,
     InvalidResponse,
@@ -247,7 +247,7 @@ def _of_this_sign_in(claims: Mapping[str, Any], row: Any, grant: Any) -> Mapping
         return claims
     if type(told) in (int, float) and abs(told - known.timestamp()) < 0.001:
         return claims
-    grants.note(grant, "id_token_refused", "id_token.auth_time")
+    events.note(events.of_grant(grant), events.ID_TOKEN_REFUSED, "id_token.auth_time")
     return {}
 
 
@@ -303,7 +303,7 @@ def _goes_on(row: Any, error: OIDCError) -> bool:
     if not this.filter(ended_at=None).update(failed_at=DatabaseClock()):
         return False
     row.failed_at = row.now  # for whoever asks in this very request
-    grants.note_all([(row.identity_id, None)], "not_renewed", error.code)
+    events.note(events.of_session(row), events.NOT_RENEWED, error.code)
     return True
 
 

@@ -102,10 +102,17 @@ def _told_by(login: Login, row: Session, grant: Grant | None) -> dict[str, Any]:
     }
 
 
-def remove(row_id: str) -> None:
-    """Delete the row of a session that goes on under another one, or is over."""
-    if row_id:
-        rows().filter(pk=row_id).delete()
+def remove(row_id: str) -> Any:
+    """Delete the row of a session that goes on under another one, or is over; return it, with its
+    identity, if it had not ended before."""
+    this = rows().filter(pk=row_id)
+    row = this.select_related("identity").first() if row_id else None
+    if row is None:
+        return None
+    ends_now = bool(this.filter(ended_at=None).delete()[0])
+    if not ends_now:
+        this.delete()
+    return row if ends_now else None
 
 
 def read(row_id: str) -> Any:

@@ -26,7 +26,7 @@ from mozilla_django_oidc.views import (
     OIDCLogoutView,
 )
 
-from . import closing, conf, grants, renewal, session_index, sessions, signals
+from . import closing, conf, events, grants, renewal, session_index, sessions, signals
 from .backends import CallbackResponse, SignIn
 from .errors import ConfigurationError, InvalidResponse, LoginRefused, OIDCError
 from .login_urls import SCOPES_FIELD_NAME, STEP_UP_FIELD_NAME, added_scopes, asked_step_up
@@ -283,7 +283,8 @@ def _sign_in(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
     _hold(request, signed_in, grant, before, pending)
     told = {"request": request, "user": user, "identity": signed_in.account.identity}
     if signed_in.account.linked:
-        _tell_linked(request, signed_in)
+        _tell_linked(request, signed_in, None)
+    _note(signed_in, grant, events.SIGNED_IN)
     signals.send_after_commit(signals.signed_in, Identity, **told)
 
 
@@ -308,6 +309,7 @@ def _renew(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
     if row is None or session_index.was_logged_out(row, identity, pending):
         auth_logout(request)
         raise LoginRefused("session.ended", "logged out while the OP was asked")
+    _note(signed_in, grant, events.SESSION_RENEWED)
 
 
 def _hold(
@@ -329,7 +331,7 @@ def _hold(
         raise LoginRefused("account.unknown", "the identity was unlinked meanwhile") from error
     held = (grant.pk if grant else "", row.pk)
     sessions.store_login(request.session, login, *held, pending.request)
-    session_index.remove(before.row)
+    closing.end_row(before.row, grants.SUPERSEDED, _actor(signed_in))
     _end_superseded(before, login)
     if session_index.was_logged_out(row, identity, pending):
         auth_logout(request)
@@ -346,17 +348,31 @@ def _end_superseded(before: sessions.Held, login: Login) -> None:
 def _link(request: HttpRequest, user: Any, pending: PendingLogin) -> None:
     """The identity belongs to who is signed in, and the session stays that of its own login."""
     signed_in = _proven(user)
-    login, account = signed_in.login, signed_in.account
+    login, account, grant = signed_in.login, signed_in.account, None
     if grants.is_offline(login) and login.tokens.refresh_token is not None:
-        grants.keep(login, account.identity)  # no session would hold any other
+        grant = grants.keep(login, account.identity)  # no session would hold any other
     if account.linked:
-        _tell_linked(request, signed_in)
+        _tell_linked(request, signed_in, grant)
+    elif grant is not None:
+        _note(signed_in, grant, events.TOKENS_KEPT)
     sessions.leave_notice(request.session, "linked" if account.linked else "linked_before")
 
 
-def _tell_linked(request: HttpRequest, signed_in: SignIn) -> None:
+def _note(signed_in: SignIn, grant: Any, name: str) -> None:
+    """Add to the timeline what a login was, and how its tokens were kept."""
+    whose = events.of_identity(signed_in.account.identity, grant)
+    events.note(whose, name, grants.how_kept(signed_in.login, grant), _actor(signed_in))
+
+
+def _actor(signed_in: SignIn) -> str:
+    return f"user {signed_in.account.user.pk}"
+
+
+def _tell_linked(request: HttpRequest, signed_in: SignIn, grant: Any) -> None:
     account = signed_in.account
-    grants.note_all([(account.identity.pk, None)], "linked", "", f"user {account.user.pk}")
+    events.note(
+        events.of_identity(account.identity, grant), events.IDENTITY_LINKED, "", _actor(signed_in)
+    )
     told = {"request": request, "user": account.user, "identity": account.identity}
     signals.send_after_commit(signals.identity_linked, Identity, **told)
 

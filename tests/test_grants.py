@@ -330,7 +330,6 @@ def test_unlinking_removes_grant_and_tokens(op: OpenIDProvider, owner: Owner) ->
     """What happened stays, and whose it was; it goes with the user, or by age."""
     renew(owner)
     user = Identity.objects.get().user
-    Event.objects.update(user=user)
     Identity.objects.get().delete()
     assert not Grant.objects.exists()
     assert not StoredAccessToken.objects.exists()

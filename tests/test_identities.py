@@ -1248,7 +1248,7 @@ def test_a_link_is_told_once(
     assert (arguments["user"], arguments["identity"]) == (user, the_identity("j2"))
     events = Event.objects.filter(identity=the_identity("j2"))
     assert [(event.name, event.code, event.actor) for event in events] == [
-        ("linked", "", f"user {user.pk}")
+        ("identity_linked", "", f"user {user.pk}")
     ]
 
 

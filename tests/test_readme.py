@@ -7,11 +7,12 @@ from pathlib import Path
 
 from django.dispatch import Signal
 
-from oidc_rp import checks, conf, grants, signals
+from oidc_rp import checks, conf, events, grants, signals
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 REFRESH = (ROOT / "docs/refresh.md").read_text()
+EVENTS = (ROOT / "docs/events.md").read_text()
 
 
 def between(name: str) -> str:
@@ -114,17 +115,17 @@ def headings(page: Path) -> set[str]:
 
 
 def test_events_and_reasons_are_all_in_the_docs() -> None:
-    """Each event that is noted, and each reason for which a grant is closed, has a row."""
-    source = "".join(path.read_text() for path in (ROOT / "oidc_rp").rglob("*.py"))
-    noted = set(re.findall(r"grants\.note\([^\n\"]+, \"([a-z_]+)\"", source))
-    assert noted
+    """Each event has its row, with its sentence, and each reason why a grant is closed has one."""
+    table = EVENTS.partition("\n## ")[0]
+    told = dict(re.findall(r"^\| `([a-z_]+)` \| (.+) \|$", table, re.MULTILINE))
+    assert told == {name: str(sentence) for name, sentence in events.EVENTS.items()}
     reasons = {
         value
         for name, value in vars(grants).items()
         if name.isupper() and isinstance(value, str) and value == name.lower()
     }
     assert {"logout", "rotation_lost"} < reasons
-    assert {row for row in noted | reasons if f"\n| `{row}` |" not in REFRESH} == set()
+    assert {row for row in reasons if f"\n| `{row}` |" not in REFRESH} == set()
 
 
 def test_the_states_are_drawn_as_the_code_draws_them() -> None:

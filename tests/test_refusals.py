@@ -290,7 +290,7 @@ def test_what_needs_somebody_to_act_is_an_error(
 
 
 def test_a_refusal_needs_no_static_files_and_no_session(
-    configure: Configure, settings: Settings
+    configure: Configure, settings: Settings, db: None
 ) -> None:
     """The page is shown on a site that has set up next to nothing."""
     settings.STATIC_URL = None
