@@ -224,6 +224,11 @@ def _top_value_mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
         value = given.get(name, 1)
         if type(value) not in (int, float) or not value > 0:
             yield Mistake("E004", f"OIDC_RP[{name!r}] should be seconds, more than 0.", _INEQUALITY)
+    kept = given.get("EVENT_RETENTION", 1)
+    if type(kept) not in (int, float) or not 0 < kept <= conf.MAX_RETENTION:
+        hint = "oidc_prune deletes events that are older."
+        message = f"OIDC_RP['EVENT_RETENTION'] should be days, at most {conf.MAX_RETENTION}."
+        yield Mistake("E004", message, hint)
     if given.get("OWN_CONNECTION") not in (None, True, False):
         hint = "None decides by itself, False always takes the connection of the caller."
         yield Mistake("E004", "OIDC_RP['OWN_CONNECTION'] should be None or False.", hint)

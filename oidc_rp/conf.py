@@ -387,7 +387,8 @@ OWN_OPTIONS = frozenset(
 """What each provider says for itself; any other option may stand at the top, for all of them."""
 
 TOP_OPTIONS = frozenset(
-    "PROVIDERS TOKEN_KEYS KEEP_ANONYMOUS_SESSION REFRESH_WAIT WORKER_TIMEOUT OWN_CONNECTION".split()
+    "PROVIDERS TOKEN_KEYS KEEP_ANONYMOUS_SESSION REFRESH_WAIT WORKER_TIMEOUT OWN_CONNECTION "
+    "EVENT_RETENTION".split()
 )
 """What is said once for the whole site."""
 
@@ -619,21 +620,30 @@ def token_keys() -> tuple[str, ...]:
     return tuple([key if isinstance(key, str) else "" for key in keys])
 
 
-def _top_seconds(name: str, default: float) -> float:
+def _top_number(name: str, default: float) -> float:
     value: Any = given().get(name)
     return float(value) if type(value) in (int, float) and value > 0 else default
 
 
 def refresh_wait() -> float:
     """Seconds that a caller waits for another's refresh at most."""
-    return _top_seconds("REFRESH_WAIT", 12.0)
+    return _top_number("REFRESH_WAIT", 12.0)
 
 
 def worker_timeout() -> float:
     """Seconds after which the web server kills a worker that does not answer."""
-    return _top_seconds("WORKER_TIMEOUT", 30.0)
+    return _top_number("WORKER_TIMEOUT", 30.0)
 
 
 def own_connection() -> bool:
     """Whether refreshes may open a database connection of their own."""
     return given().get("OWN_CONNECTION") is not False
+
+
+MAX_RETENTION = 36_500
+"""Days: no database has a clock that goes back much further."""
+
+
+def event_retention() -> timedelta:
+    """How long events stay in the timeline."""
+    return timedelta(days=min(_top_number("EVENT_RETENTION", 180), MAX_RETENTION))

@@ -187,16 +187,18 @@ class Pruned:
 
 
 def prune(
-    *, closed_for: timedelta = timedelta(days=30), events_for: timedelta = timedelta(days=180)
+    *, closed_for: timedelta = timedelta(days=30), events_for: timedelta | None = None
 ) -> Pruned:
     """Close the grants that nobody can use any more; delete what is closed, expired or old.
 
     Closed are those of users who are not active, and those of browser sessions that are over: gone
     from the index, or not refreshed for SESSION_COOKIE_AGE. Their refresh tokens are revoked at the
     OP. Sessions that are over without having told so go out of the index first.
-    closed_for: how long a closed grant stays to be looked at. events_for: how long the timeline is.
+    closed_for: how long a closed grant stays to be looked at. events_for: how long the timeline is;
+    EVENT_RETENTION if not given.
     """
-    return _outside_transactions(lambda: _prune(closed_for, events_for))
+    kept = conf.event_retention() if events_for is None else events_for
+    return _outside_transactions(lambda: _prune(closed_for, kept))
 
 
 def _prune(closed_for: timedelta, events_for: timedelta) -> Pruned:

@@ -437,10 +437,11 @@ def test_expired_access_tokens_are_deleted(keep: Keep) -> None:
     assert set(StoredAccessToken.objects.values_list("target", flat=True)) == {"2", "3", "5"}
 
 
-def test_old_events_and_circuits_are_deleted(keep: Keep) -> None:
-    """Events after half a year, unless said otherwise; circuits a day after they closed."""
+def test_old_events_and_circuits_are_deleted(keep: Keep, settings: Settings) -> None:
+    """Events after half a year, unless said otherwise (also by EVENT_RETENTION); circuits a day
+    after they closed."""
     grant, now = keep(), timezone.now()
-    for days in (181, 179, 1):
+    for days in (181, 179, 91, 1):
         Event.objects.create(identity=grant.identity, grant=grant, name="x", at=now - days * DAY)
     circuit.open_for("op", "token.invalid_client")
     circuit.open_for("other", "token.invalid_client")
@@ -448,6 +449,9 @@ def test_old_events_and_circuits_are_deleted(keep: Keep) -> None:
     prunes(events=1, circuits=1)
     assert ProviderCircuit.objects.get().pk == "op"
     assert "1 events" in pruned(events_days=100)
+    settings.OIDC_RP |= {"EVENT_RETENTION": 90.5}
+    assert "0 events" in pruned(events_days=100)
+    prunes(events=1)
     assert Event.objects.count() == 1
 
 

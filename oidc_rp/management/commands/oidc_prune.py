@@ -26,14 +26,15 @@ class Command(BaseCommand):
             "--days", type=int, default=30, help="how long closed grants stay (%(default)s)"
         )
         parser.add_argument(
-            "--events-days", type=int, default=180, help="how long events stay (%(default)s)"
+            "--events-days", type=int, help="how long events stay (the setting EVENT_RETENTION)"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         require_tables(grants.database())
+        days = options["events_days"]
         done = prune(
             closed_for=timedelta(days=options["days"]),
-            events_for=timedelta(days=options["events_days"]),
+            events_for=None if days is None else timedelta(days=days),
         )
         if options["verbosity"]:
             self.stdout.write(
