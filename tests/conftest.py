@@ -7,13 +7,14 @@ import pytest
 from django.core.cache import cache
 from pytest_django import Settings
 
-from oidc_rp.testing import OpenIDProvider, SigningKey
-from oidc_rp.testing.browser import Browser
+from oidc_rp.testing import Browser, OpenIDProvider, SigningKey, provider_options
+
+pytest_plugins = ["oidc_rp.testing.pytest_plugin"]
 
 
 @pytest.fixture(scope="session")
-def signing_key() -> SigningKey:
-    return SigningKey.generate("RS256")
+def signing_key(oidc_signing_key: SigningKey) -> SigningKey:
+    return oidc_signing_key
 
 
 @pytest.fixture
@@ -32,13 +33,7 @@ def configure(op: OpenIDProvider, settings: Settings) -> Configure:
     cache.clear()
 
     def set_options(**options: Any) -> None:
-        provider = {
-            "ISSUER": op.issuer,
-            "CLIENT_ID": op.client_id,
-            "CLIENT_SECRET": op.client_secret,
-            "ALLOW_LOOPBACK_HTTP": True,
-        }
-        settings.OIDC_RP = {"PROVIDERS": {"op": provider | options}}
+        settings.OIDC_RP = {"PROVIDERS": {"op": provider_options(op) | options}}
 
     set_options()
     return set_options

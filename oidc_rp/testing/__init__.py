@@ -1,5 +1,8 @@
 """A test kit: an OpenID Provider that signs for real, for the tests of sites with oidc_rp."""
 
+from .browser import Browser, Callback
+from .cases import ProviderMixin
+from .client import OIDCClient, SignInRefused, sign_in
 from .http import (
     REFRESH_FAULTS,
     Handler,
@@ -25,6 +28,7 @@ from .http import (
     slow,
     truncated,
 )
+from .installation import installed, provider_options, settings_for
 from .provider import (
     LOGOUT_EVENT,
     OpenIDProvider,
@@ -46,15 +50,21 @@ from .signing import (
     signature,
     verified_claims,
 )
+from .tokens import expire_tokens
 
 __all__ = [
     "DIGESTS",
     "LOGOUT_EVENT",
     "REFRESH_FAULTS",
     "REMOVE",
+    "Browser",
+    "Callback",
     "Handler",
     "Misbehaviour",
+    "OIDCClient",
     "OpenIDProvider",
+    "ProviderMixin",
+    "SignInRefused",
     "SigningKey",
     "asking_for_patience",
     "base64url",
@@ -65,6 +75,7 @@ __all__ = [
     "drip",
     "drip_headers",
     "endless",
+    "expire_tokens",
     "first",
     "gzip_bomb",
     "half_hash",
@@ -72,17 +83,21 @@ __all__ = [
     "held_back",
     "hmac_signature",
     "huge_header",
+    "installed",
     "issue_certificate",
     "json_answer",
     "late",
     "merged",
     "not_json",
     "null_removes",
+    "provider_options",
     "public_key",
     "raw",
     "redirect_to",
     "reset",
     "sending",
+    "settings_for",
+    "sign_in",
     "signature",
     "slow",
     "somebody",

@@ -170,8 +170,8 @@ class OpenIDProvider:
         """The client's public JWK, or JWK Set, for private_key_jwt."""
         self.redirect_uris: list[str] | None = None
         """The registered ones; None: any."""
-        self.post_logout_redirect_uris: list[str] = ["http://testserver/oidc/logged-out/"]
-        """The registered ones."""
+        self.post_logout_redirect_uris: list[str] | None = ["http://testserver/oidc/logged-out/"]
+        """The registered ones; None: any."""
         self.person: dict[str, Any] = somebody()
         """Its claims may change: who keeps its `sub` is the same person, at UserInfo as well."""
         self.disabled = False
@@ -204,6 +204,8 @@ class OpenIDProvider:
         self.token_response: dict[str, Any] = {}
         self.userinfo_claims: dict[str, Any] = {}
         self.userinfo_jwt = False
+        self.userinfo_signing_alg = ""
+        """The algorithm of signed UserInfo; "": that of ID Tokens."""
         self.authorization_params: dict[str, Any] = {}
         self.answer: dict[str, Misbehaviour] = {}
 
@@ -372,11 +374,20 @@ class OpenIDProvider:
             for issued in self._access_tokens.values():
                 issued.expires_at = 0
 
-    def end_grants(self) -> None:
-        """End every grant, as when people take back what they allowed: not the client's fault."""
+    def end_grants(self, sub: str = "") -> None:
+        """End every grant, or those of one person, as when people take back what they allowed:
+        not the client's fault."""
         with self._lock:
             for grant in self._grants():
-                grant.revoked = True
+                grant.revoked |= sub in ("", grant.person["sub"])
+
+    def lose_next_rotation(self) -> None:
+        """Rotate the refresh token that comes next, and hang up before the new one is told."""
+        self.fail_refreshes("closed_after_rotation", times=1)
+
+    def fail_refreshes(self, fault: str, times: int | None = None) -> None:
+        """Answer refreshes with one of REFRESH_FAULTS, so often or always; "" ends that."""
+        self.refresh_fault, self.refresh_fault_times = fault, times
 
     def control(self, request: RecordedRequest) -> Answer:
         """Take attributes by POST /control (null in a member of one means REMOVE), tell the
@@ -647,7 +658,8 @@ class OpenIDProvider:
             return
         if not params.keys() & {"id_token_hint", "client_id"}:
             raise Refused("invalid_request", "neither id_token_hint nor client_id")
-        if params["post_logout_redirect_uri"] not in self.post_logout_redirect_uris:
+        registered = self.post_logout_redirect_uris
+        if registered is not None and params["post_logout_redirect_uri"] not in registered:
             raise Refused("invalid_request", "post_logout_redirect_uri is not registered")
 
     def _own_claims(self, jws: str) -> dict[str, Any]:
@@ -798,7 +810,8 @@ class OpenIDProvider:
         if not self.userinfo_jwt:
             return json_answer(merged(person, self.userinfo_claims))
         claims = person | {"iss": self.issuer, "aud": self.client_id}
-        jws = self.sign(merged(claims, self.userinfo_claims))
+        alg = self.userinfo_signing_alg or None
+        jws = self.sign(merged(claims, self.userinfo_claims), alg=alg)
         return Answer(200, jws.encode(), {"Content-Type": "application/jwt"})
 
     def _presented(self, request: RecordedRequest) -> IssuedAccessToken:
