@@ -210,6 +210,7 @@ def _refusing() -> Iterator[list[Identity]]:
 
 @contextmanager
 def _as_refusals() -> Iterator[None]:
+    """Raise LoginRefused for what a hook, a model or the database raises."""
     try:
         yield
     except (SuspiciousOperation, PermissionDenied) as error:

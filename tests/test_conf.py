@@ -5,6 +5,7 @@ import ssl
 import subprocess
 import sys
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -509,6 +510,7 @@ def test_M40_without_settings_nobody_signs_in(settings: Settings, value: Any) ->
     assert conf.providers() == {}
     assert refused("op") == "configuration.providers"
     assert conf.keep_anonymous_session() is False
+    assert conf.event_retention() == timedelta(days=180)
     del settings.OIDC_RP
     assert conf.providers() == {}
 
@@ -642,3 +644,13 @@ def test_a_provider_is_offline_when_it_is_asked_for_that(
     provider, _ = read(**options)
     assert provider is not None
     assert provider.offline is offline
+
+
+@pytest.mark.parametrize(
+    ("value", "days"),
+    [(30, 30), (0.5, 0.5), (10**9, conf.MAX_RETENTION), (0, 180), ("30", 180), (True, 180)],
+)
+def test_event_retention_is_a_number_of_days(settings: Settings, value: Any, days: float) -> None:
+    """What is none keeps events for as long as a site that says nothing does."""
+    settings.OIDC_RP = {"EVENT_RETENTION": value}
+    assert conf.event_retention() == timedelta(days=days)

@@ -1207,6 +1207,11 @@ def test_a_durable_grant_of_the_linked_identity_is_kept(
     assert (kept.durable, kept.status, kept.identity.user) == (True, "open", user)
     assert grant_of(browser.client.session) == own != kept.pk
     assert Grant.objects.count() == 2
+    assert link(browser) == "linked_before"
+    assert [event.name for event in Event.objects.filter(grant=kept).order_by("id")] == [
+        "identity_linked",
+        "tokens_kept",
+    ]
 
 
 @pytest.mark.parametrize("has_refresh_token", [True, False])

@@ -891,6 +891,8 @@ def test_a_page_visit_goes_by_the_OP(
     assert who(by_login.client.get(back.url, headers=headers)) == user().username
     assert_renewed()
     assert op.calls("authorization") == 1
+    names = Event.objects.order_by("id").values_list("name", flat=True)
+    assert list(names) == ["identity_linked", "signed_in", "closed", "session_renewed"]
 
 
 NO_VISITS: dict[str, tuple[str, dict[str, str]]] = {
