@@ -1,5 +1,7 @@
 """The test kit, as a site's own tests use it."""
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
-from django.test import Client
+from django.contrib.staticfiles.testing import StaticLiveServerTestCase
+from django.test import Client, TestCase, TransactionTestCase
 from pytest_django import Settings
 
 from oidc_rp import conf
@@ -20,6 +23,7 @@ from oidc_rp.testing import (
     REMOVE,
     OIDCClient,
     OpenIDProvider,
+    ProviderMixin,
     SigningKey,
     SignInRefused,
     expire_tokens,
@@ -146,6 +150,43 @@ def test_the_op_suits_what_the_project_asks_for(
     with installed(op):
         user = sign_in(Client(), provider="acme", claims={"nickname": "Jo"})
     assert user.first_name == "Jo"
+
+
+def test_settings_changed_by_a_test(settings: Settings, oidc_provider: OpenIDProvider) -> None:
+    """Whichever fixture came first; the next test sees nothing of it."""
+    settings.LOGIN_REDIRECT_URL = "/private/"
+    assert conf.provider("acme").issuer == oidc_provider.origin
+
+
+def test_settings_changed_by_the_test_before() -> None:
+    """They are as they were."""
+    assert django_settings.OIDC_RP is OWN
+    assert django_settings.LOGIN_REDIRECT_URL == "/home/"
+
+
+class SignsIn(ProviderMixin):
+    """What holds for every kind of test class."""
+
+    def test_somebody_signs_in(self) -> None:
+        user = self.oidc_sign_in("ada")
+        assert self.client.get("/private/").content.decode() == user.get_username()
+        assert self.oidc_provider.calls("token") == 1
+        assert conf.provider("acme").issuer == self.oidc_provider.issuer
+
+    def test_somebody_signs_in_elsewhere(self) -> None:
+        self.oidc_sign_in(provider="other")
+
+
+class TestInTestCase(SignsIn, TestCase):
+    pass
+
+
+class TestInTransactionTestCase(SignsIn, TransactionTestCase):
+    pass
+
+
+class TestInLiveServer(SignsIn, StaticLiveServerTestCase):
+    oidc_slugs = ["acme", "other"]
 
 
 # Somebody signs in
@@ -321,3 +362,90 @@ def test_the_app_never_imports_the_kit() -> None:
             text = path.read_text()
             assert "oidc_rp.testing" not in text, path
             assert "from .testing" not in text, path
+
+
+# The samples of docs/testing.md, in a project of their own
+
+PAGE = (ROOT / "docs/testing.md").read_text()
+SAMPLES = dict(re.findall(r"```python\n# ([a-z_]+\.py)\n(.*?)```", PAGE, re.DOTALL))
+
+PAGE_FIXTURE = """
+import os
+import pytest
+from playwright.sync_api import sync_playwright
+from tests.demo.conftest import CHROMIUM, CHROMIUM_ARGUMENTS
+
+os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
+
+
+@pytest.fixture
+def page():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        yield browser.new_page()
+        browser.close()
+"""
+
+
+def entry_points() -> str:
+    """What an installation of oidc_rp tells pytest."""
+    project = (ROOT / "pyproject.toml").read_text()
+    return "[pytest11]\n" + project.partition("[project.entry-points.pytest11]\n")[2].partition(
+        "\n\n"
+    )[0].replace('"', "")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A project that has oidc_rp installed, and the settings of the page."""
+    for name, text in SAMPLES.items():
+        (tmp_path / name).write_text(text)
+    settings_text = "from tests.settings import *\n" + SAMPLES["settings.py"]
+    (tmp_path / "samples_settings.py").write_text(settings_text)
+    installation = tmp_path / "oidc_rp-1.dist-info"
+    installation.mkdir()
+    (installation / "METADATA").write_text("Metadata-Version: 2.1\nName: oidc_rp\nVersion: 1\n")
+    (installation / "entry_points.txt").write_text(entry_points())
+    return tmp_path
+
+
+def outcome(site: Path, *arguments: str) -> str:
+    """Run pytest in the project, and return its last line if everything passed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "--rootdir", str(site)]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "--ds=samples_settings", *arguments],
+        cwd=site,
+        env=os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def number_in(*names: str) -> int:
+    return sum(SAMPLES[name].count("def test_") for name in names)
+
+
+def test_the_samples_of_the_page_run(site: Path) -> None:
+    """All but those that need Chromium; the fixtures come by the entry point alone."""
+    assert PAGE.count("```python") == len(SAMPLES)
+    names = [name for name in SAMPLES if name not in ("settings.py", "test_browser.py")]
+    assert outcome(site, *names).startswith(f"{number_in(*names)} passed")
+
+
+def test_the_fixtures_may_be_named_in_a_conftest_as_well(site: Path) -> None:
+    """With and without the entry point: nothing is registered twice."""
+    plugins = 'pytest_plugins = ["oidc_rp.testing.pytest_plugin"]\n'
+    (site / "conftest.py").write_text(plugins)
+    expected = f"{number_in('test_pages.py')} passed"
+    assert outcome(site, "test_pages.py").startswith(expected)
+    (site / "oidc_rp-1.dist-info/entry_points.txt").unlink()
+    assert outcome(site, "test_pages.py").startswith(expected)
+
+
+@pytest.mark.browser
+def test_the_samples_for_a_browser_run(site: Path) -> None:
+    """Those of Playwright."""
+    (site / "conftest.py").write_text(PAGE_FIXTURE)
+    assert outcome(site, "test_browser.py").startswith(f"{number_in('test_browser.py')} passed")

@@ -64,17 +64,22 @@ def installed(op: OpenIDProvider, slugs: Collection[str] | None = None) -> Itera
 
     One inside the other gives different providers different OPs.
     """
-    own = settings_for(op, slugs)
-    installation = Installation(op, _chosen(own["PROVIDERS"], slugs))
+    with override_settings(OIDC_RP=settings_for(op, slugs)), serving(op, slugs):
+        yield op
+
+
+@contextmanager
+def serving(op: OpenIDProvider, slugs: Collection[str] | None = None) -> Iterator[OpenIDProvider]:
+    """Have the OP be the one of these providers, whose settings say so already."""
+    installation = Installation(op, _chosen(conf.given()["PROVIDERS"], slugs))
     _forget_documents(op)
-    with override_settings(OIDC_RP=own):
-        for slug in reversed(installation.slugs):  # the first has the last word
-            installation.serve(slug)
-        _installations.append(installation)
-        try:
-            yield op
-        finally:
-            _installations.remove(installation)
+    for slug in reversed(installation.slugs):  # the first has the last word
+        installation.serve(slug)
+    _installations.append(installation)
+    try:
+        yield op
+    finally:
+        _installations.remove(installation)
 
 
 def installation_of(slug: str) -> Installation | None:

@@ -7,10 +7,12 @@ Found by pytest wherever oidc_rp is installed. With plug-ins by entry points swi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from oidc_rp.testing import OIDCClient, OpenIDProvider, SigningKey, installed
+from oidc_rp.testing import OIDCClient, OpenIDProvider, SigningKey, settings_for
+from oidc_rp.testing.installation import serving
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +22,13 @@ def oidc_signing_key() -> SigningKey:
 
 
 @pytest.fixture
-def oidc_provider(oidc_signing_key: SigningKey) -> Iterator[OpenIDProvider]:
+def oidc_provider(oidc_signing_key: SigningKey, settings: Any) -> Iterator[OpenIDProvider]:
     """An OP of the test's own, which the project's providers are at until it ends."""
-    with OpenIDProvider(keys=[oidc_signing_key]) as op, installed(op):
-        yield op
+    with OpenIDProvider(keys=[oidc_signing_key]) as op:
+        # By pytest-django's fixture: what a test changes by it is undone in one order with this.
+        settings.OIDC_RP = settings_for(op)
+        with serving(op):
+            yield op
 
 
 @pytest.fixture
