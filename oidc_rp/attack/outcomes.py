@@ -1,0 +1,118 @@
+"""What became of each attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import conf
+from ..protocol import jose
+from ..testing import SigningKey
+from ..testing.browser import Response
+from .attacks import ATTACKS, Attack
+from .stage import ELSEWHERE, Scene, refusal_code, scene_of, unheard
+
+REFUSED, GOT_THROUGH, FAILED = "REFUSED", "GOT THROUGH", "FAILED"
+
+
+class NotProven(Exception):
+    """An honest sign-in, or an honest logout, is refused: no refusal of an attack says anything."""
+
+    def __init__(self, what: str, code: str) -> None:
+        self.code = code
+        super().__init__(f"an honest {what} is refused by {code}")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An attack, the code that refused it, and what went wrong; "" for nothing."""
+
+    attack: Attack
+    code: str
+    got_through: str = ""
+    failed: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.got_through:
+            return GOT_THROUGH
+        return FAILED if self.failed else REFUSED
+
+    @property
+    def told(self) -> str:
+        """The verdict in one line."""
+        return f"{self.verdict} by {self.code}" if self.verdict == REFUSED else self.problem
+
+    @property
+    def problem(self) -> str:
+        return f"{self.verdict}: {self.got_through or self.failed}"
+
+
+def run(slug: str, claims: Mapping[str, Any] | None = None) -> Iterator[Outcome]:
+    """Try every attack that fits the settings of this provider.
+
+    claims: over those of the person who signs in, where the project asks for more.
+    Raises ConfigurationError as conf.provider does, and NotProven before the first attack.
+    """
+    provider = conf.provider(slug)
+    keys = _keys_for(provider)
+    with unheard():
+        _be_honest(provider, keys, claims or {})
+    for attack in ATTACKS:
+        if attack.fits(provider):
+            with unheard():  # and not while somebody looks at the outcome
+                outcome = _attempt(attack, provider, keys, claims or {})
+            yield outcome
+
+
+def _keys_for(provider: conf.Provider) -> list[SigningKey]:
+    """The OP's keys, made once: those of RSA take their time."""
+    asked = (provider.id_token_signed_response_alg, provider.userinfo_signed_response_alg)
+    algs = {alg or "RS256" for alg in asked} - jose.HMAC_ALGORITHMS
+    return [SigningKey.generate(alg) for alg in sorted(algs or {"RS256"})]
+
+
+def _be_honest(provider: conf.Provider, keys: list[SigningKey], claims: Mapping[str, Any]) -> None:
+    with scene_of(provider, keys, claims, {}) as scene:
+        response = scene.sign_in()
+        if not scene.is_signed_in():
+            raise NotProven("sign-in", _reason(scene, response))
+        response = scene.log_out(scene.logout_token())
+        if response.status_code != 200 or scene.has_open_session():
+            raise NotProven("logout", _reason(scene, response))
+
+
+def _reason(scene: Scene, response: Response) -> str:
+    return refusal_code(scene, response) or f"HTTP {response.status_code}"
+
+
+def _attempt(
+    attack: Attack, provider: conf.Provider, keys: list[SigningKey], claims: Mapping[str, Any]
+) -> Outcome:
+    with scene_of(provider, [*keys], claims, attack.options) as scene:
+        try:
+            response = attack.attempt(scene)
+        except Exception as error:  # noqa: BLE001 - whatever the project's views, or the walk, raise
+            return Outcome(attack, "", failed=type(error).__name__)
+        return _judged(attack, scene, response)
+
+
+def _judged(attack: Attack, scene: Scene, response: Response) -> Outcome:
+    code, status = refusal_code(scene, response), response.status_code
+    through = _got_through(attack, scene)
+    if through or status < 400:
+        return Outcome(attack, code, got_through=through or f"HTTP {status}")
+    if status >= 500:
+        return Outcome(attack, code, failed=f"HTTP {status}")
+    return Outcome(attack, code, failed="" if code else f"HTTP {status} without a code")
+
+
+def _got_through(attack: Attack, scene: Scene) -> str:
+    if attack.of_logout:
+        return "" if scene.has_open_session() else "a session has ended"
+    if scene.is_signed_in():
+        return "somebody is signed in"
+    if any(scene.op.calls(name) for name in (ELSEWHERE, *attack.untouched)):
+        return "a request went where none belongs"
+    return ""

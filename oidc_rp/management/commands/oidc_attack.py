@@ -1,0 +1,103 @@
+"""Attack this project's own settings, in this process, and say what is refused."""
+
+import json
+from typing import Any
+
+from django.core.checks import Tags
+from django.core.management import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError
+from django.urls import NoReverseMatch
+
+from ... import conf, grants
+from ...attack import NotProven, Outcome, run
+from ...attack.outcomes import REFUSED
+from ...errors import ConfigurationError
+from ..tables import require_tables
+
+NOTHING_PROVEN = 2
+
+
+class Command(BaseCommand):
+    """Run the project's settings against an OP that misbehaves, and print what is refused.
+
+    The OP is in this process; nothing stays in the database, the cache or the sessions. The exit
+    code is 1 if anything got through, 2 if not even an honest sign-in succeeds.
+    """
+
+    help = "Run the project's settings against a misbehaving provider, and print what is refused."
+    # Ours; those of the models would need the database, and fail without a sentence.
+    requires_system_checks = [Tags.security]
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("slug", nargs="?", help="of one provider; all of them if not given")
+        parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+        parser.add_argument(
+            "--claims", default="{}", help="claims that a person needs here, as a JSON object"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        require_tables(grants.database())
+        claims = _claims(options["claims"])
+        slugs = [options["slug"]] if options["slug"] else list(conf.providers())
+        if not slugs:
+            raise CommandError("OIDC_RP['PROVIDERS'] has no provider that can be used.")
+        found = {slug: self._attacked(slug, claims, quiet=options["json"]) for slug in slugs}
+        if options["json"]:
+            told = [_as_json(slug, outcomes) for slug, outcomes in found.items()]
+            self.stdout.write(json.dumps({"providers": told}, indent=2))
+        through = sum(outcome.verdict != REFUSED for all_ in found.values() for outcome in all_)
+        if through:
+            raise CommandError(f"{through:,} attacks were not refused.")
+
+    def _attacked(self, slug: str, claims: dict[str, Any], *, quiet: bool) -> list[Outcome]:
+        outcomes = []
+        try:
+            for outcome in run(slug, claims):
+                outcomes.append(outcome)
+                if not quiet:
+                    self._tell(outcome)
+        except ConfigurationError as error:
+            raise CommandError(f"{slug}: {error}") from error
+        except NotProven as error:
+            told = f"{slug}: {error}; so the refusal of an attack would prove nothing."
+            raise CommandError(told, returncode=NOTHING_PROVEN) from error
+        except NoReverseMatch as error:
+            raise CommandError(f"The URLs of oidc_rp are not included: {error}") from error
+        except DatabaseError as error:
+            raise CommandError(f"A database of this project cannot be used: {error}") from error
+        if not quiet:
+            refused = sum(outcome.verdict == REFUSED for outcome in outcomes)
+            self.stdout.write(f"{slug}: {refused:,} of {len(outcomes):,} attacks refused.")
+        return outcomes
+
+    def _tell(self, outcome: Outcome) -> None:
+        style = self.style.SUCCESS if outcome.verdict == REFUSED else self.style.ERROR
+        attack, told = outcome.attack, style(outcome.told.ljust(38))
+        self.stdout.write(f"{attack.promise:<5} {told} {attack.sentence}")
+
+
+def _claims(text: str) -> dict[str, Any]:
+    try:
+        claims = json.loads(text)
+    except ValueError as error:
+        raise CommandError(f"--claims is not JSON: {error}") from error
+    if not isinstance(claims, dict):
+        raise CommandError("--claims is not a JSON object.")
+    return claims
+
+
+def _as_json(slug: str, outcomes: list[Outcome]) -> dict[str, Any]:
+    return {
+        "provider": slug,
+        "refused": sum(outcome.verdict == REFUSED for outcome in outcomes),
+        "attacks": [
+            {
+                "promise": outcome.attack.promise,
+                "attack": outcome.attack.sentence,
+                "verdict": outcome.verdict,
+                "code": outcome.code,
+                "problem": outcome.got_through or outcome.failed,
+            }
+            for outcome in outcomes
+        ],
+    }

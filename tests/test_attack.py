@@ -1,0 +1,279 @@
+"""`manage.py oidc_attack`: what a site refuses is said so, what it lets through is said too."""
+
+import json
+import logging
+import re
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.contrib.auth import get_user_model, login
+from django.contrib.auth.signals import user_logged_in
+from django.core.cache import cache
+from django.core.management import CommandError, call_command
+from django.http import HttpRequest, HttpResponse
+from django.urls import include, path
+from django.views.decorators.csrf import csrf_exempt
+from pytest_django import Settings
+
+from oidc_rp import conf
+from oidc_rp.attack import ATTACKS, run
+from oidc_rp.attack.outcomes import FAILED, GOT_THROUGH, REFUSED
+from oidc_rp.backends import OIDCBackend
+from oidc_rp.models import Event, Identity, LogoutMark, Session
+from oidc_rp.signals import login_failed, signed_in
+from oidc_rp.testing import SigningKey
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+PROMISES = (Path(__file__).parent.parent / "docs/promises.md").read_text()
+
+CODES = {
+    "An unsigned ID Token (alg none).": "id_token.alg",
+    "HS256 with the OP's public key as the secret.": "id_token.alg",
+    "The attacker's key in the header (jwk).": "id_token.kid",
+    "An ID Token for another client.": "id_token.aud",
+    "An expired ID Token.": "id_token.exp",
+    "The nonce of another login.": "id_token.nonce",
+    "The ID Token of another access token (at_hash).": "id_token.at_hash",
+    "A code that another login brought.": "token.invalid_grant",
+    "A response for the second time.": "state.unknown",
+    "A callback without a cookie.": "state.no_cookie",
+    "A response at another provider's callback.": "state.provider",
+    "A response of another OP (iss).": "response.iss",
+    "An access token in the callback.": "response.token",
+    "UserInfo about somebody else.": "userinfo.sub",
+    "A token endpoint that redirects.": "transport.redirect",
+    "A byte now and then, for ever.": "transport.timeout",
+    "Two megabytes, well compressed.": "transport.too_large",
+    "Metadata of another issuer.": "discovery.issuer",
+    "An unsigned logout token.": "logout_token.alg",
+    "An ID Token as logout token.": "logout_token.nonce",
+    "A logout token for the second time.": "logout_token.jti",
+    "Another issuer's front-channel logout.": "logout.iss",
+}
+"""What some attacks are refused by, each for the reason that it is an attack."""
+
+
+def sign_anybody_in(request: HttpRequest, slug: str) -> HttpResponse:
+    """A callback of a site that wrote its own, and believes whoever comes."""
+    person, _ = get_user_model().objects.get_or_create(username="anybody")
+    login(request, person, backend="django.contrib.auth.backends.ModelBackend")
+    return HttpResponse("welcome")
+
+
+def fall_over(request: HttpRequest, slug: str) -> HttpResponse:
+    raise ZeroDivisionError
+
+
+class Replaced:
+    """URLs of a site that has one view of its own in the place of ours."""
+
+    def __init__(self, place: str, view: Any) -> None:
+        self.urlpatterns = [
+            path(f"oidc/<slug:slug>/{place}/", csrf_exempt(view)),
+            path("oidc/", include("oidc_rp.urls")),
+        ]
+
+
+class Strict(OIDCBackend):
+    """A site that lets in members alone."""
+
+    def verify_claims(self, claims: Any) -> bool:
+        return bool(claims.get("member"))
+
+
+def attack(*arguments: str) -> str:
+    out = StringIO()
+    call_command("oidc_attack", *arguments, stdout=out, stderr=out)
+    return out.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def project(settings: Settings) -> None:
+    """A project whose provider nobody can reach from here."""
+    own = {
+        "ISSUER": "https://op.invalid/",
+        "CLIENT_ID": "the-site",
+        "CLIENT_SECRET": "a secret that nobody is going to ask for",
+    }
+    settings.OIDC_RP = {"PROVIDERS": {"own": own}}
+
+
+def options(settings: Settings, **more: Any) -> None:
+    own = settings.OIDC_RP["PROVIDERS"]["own"] | more
+    settings.OIDC_RP = {**settings.OIDC_RP, "PROVIDERS": {"own": own}}
+
+
+def counts() -> dict[str, int]:
+    models = (get_user_model(), Identity, Session, Event, LogoutMark)
+    return {model.__name__: model._default_manager.count() for model in models}
+
+
+def test_a_site_refuses_all_and_keeps_nothing() -> None:
+    """Every attack is refused by its code; database, cache and settings are as before."""
+    cache.set("mine", "kept")
+    before, own = counts(), django_settings.OIDC_RP
+    outcomes = list(run("own"))
+    assert {outcome.verdict for outcome in outcomes} == {REFUSED}
+    codes = {outcome.attack.sentence: outcome.code for outcome in outcomes}
+    assert {sentence: codes[sentence] for sentence in CODES} == CODES
+    assert (counts(), django_settings.OIDC_RP, cache.get("mine")) == (before, own, "kept")
+    assert conf.provider("own").issuer == "https://op.invalid/"
+
+
+def test_nobody_of_the_project_hears_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    """No receiver is called, no record is written, and both work again afterwards."""
+    heard: list[Any] = []
+
+    def listen(sender: Any, **told: Any) -> None:
+        heard.append(told["signal"])
+
+    signals = (signed_in, login_failed, user_logged_in)
+    for signal in signals:
+        signal.connect(listen)
+    try:
+        list(run("own"))
+        assert (heard, caplog.records) == ([], [])
+        login_failed.send(Identity)
+        logging.getLogger("oidc_rp").error("heard again")
+    finally:
+        for signal in signals:
+            signal.disconnect(listen)
+    assert (heard, len(caplog.records)) == ([login_failed], 1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"ID_TOKEN_SIGNED_RESPONSE_ALG": "HS256"},
+        {
+            "ID_TOKEN_SIGNED_RESPONSE_ALG": "ES256",
+            "RESPONSE_MODE": "form_post",
+            "DEFAULT_MAX_AGE": 300,
+            "DEFAULT_ACR_VALUES": ["gold"],
+            "USERINFO_SIGNED_RESPONSE_ALG": "ES256",
+        },
+        {
+            "ISSUER": "https://op.invalid/{tenantid}/v2.0",
+            "TENANTS": ["one", "two"],
+            "USERINFO": False,
+        },
+        {
+            "TOKEN_ENDPOINT_AUTH_METHOD": "private_key_jwt",
+            "TOKEN_ENDPOINT_AUTH_SIGNING_ALG": "ES256",
+            "PRIVATE_KEY": SigningKey.generate("ES256").private_jwk,
+        },
+        {
+            "CLIENT_SECRET": None,
+            "TOKEN_ENDPOINT_AUTH_METHOD": "none",
+            "REQUIRE_PUSHED_AUTHORIZATION_REQUESTS": True,
+            "EMAIL_DOMAINS": ["example.org"],
+            "CREATE_USERS": False,
+            "REDIRECT_URIS": ["https://testserver/oidc/own/callback/"],
+        },
+    ],
+    ids=["hmac", "strict", "tenants", "private_key_jwt", "public"],
+)
+def test_the_projects_own_options_are_attacked(settings: Settings, more: dict[str, Any]) -> None:
+    """Whatever the options: an honest sign-in succeeds, and no attack does."""
+    options(settings, **more)
+    found = list(run("own"))
+    assert [outcome.told for outcome in found if outcome.verdict != REFUSED] == []
+    assert len(found) > 75
+
+
+def test_attacks_on_what_was_asked_for_only_fit_who_asks(settings: Settings) -> None:
+    """acr and auth_time are attacked where the options ask for them, tenants where they are."""
+    plain = conf.provider("own")
+    left_out = {attack.promise for attack in ATTACKS if not attack.fits(plain)}
+    assert left_out == {"M29", "M37"}
+
+
+def test_a_callback_that_signs_anybody_in_is_found_out(settings: Settings) -> None:
+    """A site with a callback of its own is told what gets through; the exit code is 1."""
+    settings.ROOT_URLCONF = Replaced("callback", sign_anybody_in)
+    out = StringIO()
+    with pytest.raises(CommandError, match=r"^\d+ attacks were not refused\.$") as failed:
+        call_command("oidc_attack", "own", stdout=out)
+    assert failed.value.returncode == 1
+    row = r"M18 +GOT THROUGH: somebody is signed in +An unsigned ID Token \(alg none\)\."
+    assert re.search(row, out.getvalue())
+    assert not get_user_model().objects.exists()
+
+
+def test_a_view_that_falls_over_is_no_refusal(settings: Settings) -> None:
+    """A 500 is told as a failure of its own attack, and of no other."""
+    settings.ROOT_URLCONF = Replaced("frontchannel-logout", fall_over)
+    verdicts = {outcome.attack.promise: outcome for outcome in run("own")}
+    assert verdicts.pop("M59").told == f"{FAILED}: HTTP 500"
+    assert {outcome.verdict for outcome in verdicts.values()} == {REFUSED}
+
+
+def test_a_logout_without_any_check_is_not_called_refused(settings: Settings) -> None:
+    """Whoever answers 200 to a foreign front channel has let it through."""
+    settings.ROOT_URLCONF = Replaced("frontchannel-logout", lambda request, slug: HttpResponse())
+    verdicts = {outcome.attack.promise: outcome for outcome in run("own")}
+    assert verdicts["M59"].told == f"{GOT_THROUGH}: HTTP 200"
+
+
+def test_without_an_honest_sign_in_nothing_is_proven(settings: Settings) -> None:
+    """The command stops, tells the code and exits with 2; the claims that are needed help."""
+    settings.AUTHENTICATION_BACKENDS = ["tests.test_attack.Strict"]
+    with pytest.raises(CommandError, match=r"sign-in is refused by account\.claims") as failed:
+        attack("own")
+    assert failed.value.returncode == 2
+    assert "attacks refused." in attack("own", "--claims", '{"member": true}')
+
+
+def test_a_broken_callback_proves_nothing(settings: Settings) -> None:
+    """A view that raises is no refusal, and stops the command."""
+    settings.ROOT_URLCONF = Replaced("callback", fall_over)
+    with pytest.raises(CommandError, match="refused by HTTP 500") as failed:
+        attack("own")
+    assert failed.value.returncode == 2
+
+
+def test_json_is_for_scripts() -> None:
+    """One object, and nothing beside it; without a slug all providers are in it."""
+    (told,) = json.loads(attack("--json"))["providers"]
+    assert told.keys() == {"provider", "refused", "attacks"}
+    assert told["provider"] == "own"
+    assert told["refused"] == len(told["attacks"])
+    assert told["attacks"][0] == {
+        "promise": "M17",
+        "attack": "An ID Token of four parts.",
+        "verdict": "REFUSED",
+        "code": "id_token.format",
+        "problem": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody"], "provider.unknown"),
+        (["own", "--claims", "{"], "not JSON"),
+        (["own", "--claims", "[]"], "not a JSON object"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments: list[str], message: str) -> None:
+    """An unknown provider, or claims that are none, are a CommandError and no traceback."""
+    with pytest.raises(CommandError, match=re.escape(message)):
+        attack(*arguments)
+
+
+def test_a_site_without_our_urls_is_told_so(settings: Settings) -> None:
+    """There is nothing to attack then."""
+    settings.ROOT_URLCONF = type("Empty", (), {"urlpatterns": []})
+    with pytest.raises(CommandError, match="not included"):
+        attack("own")
+
+
+def test_each_attack_names_a_promise() -> None:
+    """And no two attacks say the same."""
+    promised = set(re.findall(r"\*\*(M\d+[ab]?)\*\*", PROMISES))
+    assert {attack.promise for attack in ATTACKS} <= promised
+    assert len({attack.sentence for attack in ATTACKS}) == len(ATTACKS)
