@@ -126,7 +126,7 @@ def test_a_provider_that_is_not_there_is_named(op: OpenIDProvider, settings: Set
         settings_for(op)
 
 
-JWK = SigningKey.generate("ES256")
+CLIENT_KEY = SigningKey.generate("ES256")
 DEMANDS: list[dict[str, Any]] = [
     {"ID_TOKEN_SIGNED_RESPONSE_ALG": "HS256"},
     {"ID_TOKEN_SIGNED_RESPONSE_ALG": "ES256"},
@@ -137,6 +137,11 @@ DEMANDS: list[dict[str, Any]] = [
     {"REQUIRE_PUSHED_AUTHORIZATION_REQUESTS": True},
     {"TOKEN_ENDPOINT_AUTH_METHOD": "client_secret_jwt"},
     {"TOKEN_ENDPOINT_AUTH_METHOD": "none"},
+    {
+        "TOKEN_ENDPOINT_AUTH_METHOD": "private_key_jwt",
+        "TOKEN_ENDPOINT_AUTH_SIGNING_ALG": "ES256",
+        "PRIVATE_KEY": CLIENT_KEY.private_jwk,
+    },
 ]
 
 
@@ -149,6 +154,7 @@ def test_the_op_suits_what_the_project_asks_for(
     settings.OIDC_RP = {"PROVIDERS": {"other": OWN["PROVIDERS"]["other"], "acme": acme}}
     with installed(op):
         user = sign_in(Client(), provider="acme", claims={"nickname": "Jo"})
+        assert not {"d", "p", "q"} & set(op.client_jwk.get("keys", [{}])[0])
     assert user.first_name == "Jo"
 
 

@@ -16,11 +16,10 @@ from pytest_django import Settings
 
 from oidc_rp import grants, journal
 from oidc_rp.grants import Owner
-from oidc_rp.models import DatabaseClock, Event, Grant, PendingRevocation, StoredAccessToken
+from oidc_rp.models import DatabaseClock, Event, Grant, PendingRevocation
 from oidc_rp.sealing import generate_key
 from oidc_rp.sessions import grant_of
-from oidc_rp.testing import Handler, Misbehaviour, OpenIDProvider
-from oidc_rp.testing.browser import Browser
+from oidc_rp.testing import Browser, Handler, Misbehaviour, OpenIDProvider, expire_tokens
 from tests.conftest import Configure
 
 SCOPES = ["openid", "calendar", "offline_access"]
@@ -90,12 +89,9 @@ def signed_in_here(site: Site, browser: Browser, op: OpenIDProvider, **options: 
 # Clocks
 
 
-def expire(left: float = 0, lifetime: float = HOUR) -> None:
+def expire(left: float = 0) -> None:
     """Have every stored access token end in so many seconds, by the database's clock."""
-    since = timedelta(seconds=left - lifetime)
-    StoredAccessToken.objects.update(
-        sent_at=DatabaseClock(since), expires_at=DatabaseClock(timedelta(seconds=left))
-    )
+    expire_tokens(left=left)
 
 
 def enter_soft_window() -> None:
