@@ -10,7 +10,7 @@ SERVERS_READY = $(VENV)/.servers-ready
 
 # What touches the database is tested on the servers, too, and not on SQLite alone.
 DATABASE_TESTS = tests/test_models.py tests/test_accounts.py tests/test_reseal.py \
-    tests/test_session_index.py tests/test_backchannel_logout.py \
+    tests/test_session_index.py tests/test_backchannel_logout.py tests/test_events.py \
     $(wildcard tests/test_grants*.py tests/test_refresh*.py)
 
 # The checks are not to touch the demo that somebody runs here.

@@ -27,6 +27,10 @@ from tests.conftest import Configure
 REFUSED = "/oidc/op/callback/?state=x"
 
 
+NOBODY = 1_000_000_000
+"""The key of no identity."""
+
+
 def told(**which: Any) -> list[tuple[str, str, str]]:
     """Name, code and actor of each event, in their order."""
     rows = Event.objects.filter(**which).order_by("id")
@@ -108,8 +112,8 @@ def test_sessions_that_are_ended_from_elsewhere_are_one_statement(
     Event._base_manager.all().delete()
     with CaptureQueriesContext(connection) as queries:
         assert closing.end_sessions(session_index.rows(), "logout", actor="operator") == 4
-    table = Event._meta.db_table
-    assert sum(f'INSERT INTO "{table}"' in query["sql"] for query in queries) == 1
+    table = connection.ops.quote_name(Event._meta.db_table)
+    assert sum(f"INSERT INTO {table}" in query["sql"] for query in queries) == 1
     assert told(user=user, provider="op") == [("session_ended", "logout", "operator")] * 4
     for other in others:
         assert other.client.post("/oidc/logout/").status_code == 200
@@ -263,10 +267,10 @@ def test_a_failure_to_note_breaks_nothing(
 ) -> None:
     """The caller's work is done, and the log has both the event and the failure."""
     caplog.set_level(logging.INFO, "oidc_rp")
-    events.note(events.Whose(identity=0, provider="op"), events.CLOSED, "logout")
+    events.note(events.Whose(identity=NOBODY, provider="op"), events.CLOSED, "logout")
     assert not Event.objects.exists()
     lines = [record.getMessage() for record in caplog.records if record.name == "oidc_rp"]
-    assert lines == ["identity 0, grant None: closed logout", "closed could not be noted"]
+    assert lines == [f"identity {NOBODY}, grant None: closed logout", "closed could not be noted"]
 
 
 def test_nothing_to_note_is_noted_as_nothing(db: None) -> None:
