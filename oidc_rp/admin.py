@@ -1,24 +1,49 @@
-"""Linked identities and their grants in the admin: to look at, never to make up."""
+"""Linked identities in the admin: where they are signed in, how their tokens fare, what happened.
+
+To look at, and to act on by four actions, each with its own permission; never to make up.
+"""
 
 import json
-from datetime import datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_user_model
-from django.db.models import Model, Prefetch, QuerySet
-from django.http import HttpRequest
-from django.utils import timezone
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model, QuerySet
+from django.forms.models import BaseInlineFormSet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
 from django.utils.functional import Promise
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from .models import DatabaseClock, Grant, Identity, StoredAccessToken
-from .refresh import expiry
+from . import accounts, conf, events
+from .admin_actions import ACTIONS, AT_ONCE, Action
+from .admin_health import (
+    SHOWN,
+    SHOWN_IN_LIST,
+    health_of,
+    last_renewal,
+    moment,
+    next_renewal,
+    overall,
+    readable,
+    with_grants,
+)
+from .admin_search import FOUND, BoundedPaginator, keys_found, refusals_of
+from .devices import browser_of, system_of
+from .models import DatabaseClock, Event, Grant, Identity, Session
 
-FIELDS = ("user", "provider", "iss", "sub", "created_at", "last_login_at", "verified_claims")
-EVENTS_SHOWN = 50
+PERSON = ("user", "provider", "iss", "sub", "created_at", "last_login_at")
+TOKENS = ("health", "last_renewal", "next_renewal", "scopes", "key_ids")
 
 
 class _ReadOnly:
@@ -30,36 +55,72 @@ class _ReadOnly:
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
-    @admin.display(description=_("claims"))
-    def verified_claims(self, identity: Identity) -> SafeString:
-        """The last verified claims, as text."""
-        text = json.dumps(identity.claims, indent=2, ensure_ascii=False, sort_keys=True)
-        return format_html("<pre>{}</pre>", text)
+
+class _Latest(BaseInlineFormSet):  # type: ignore[type-arg]
+    """The first SHOWN rows: one identity may have any number."""
+
+    def get_queryset(self) -> "QuerySet[Any, Any]":
+        if not hasattr(self, "_queryset"):
+            self._queryset = super().get_queryset()[:SHOWN]
+        return self._queryset
 
 
-def state_of(grant: Any) -> str | Promise:
-    """Where a grant stands, at a glance. grant.now: the database's time (refresh.py draws it)."""
-    if grant.status != Grant.OPEN:
-        return _("closed: %(reason)s") % {"reason": grant.close_reason}
-    if grant.lease_until is not None and grant.lease_until >= grant.now:
-        return _("renewing")
-    if grant.in_doubt_since is not None or grant.lease_until is not None:
-        return _("in doubt: an attempt ended without an answer")
-    if grant.not_before is not None and grant.not_before > grant.now:
-        return _("backing off until %(time)s") % {"time": _moment(grant.not_before)}
-    return _("healthy") if grant.key_id else _("healthy, without a refresh token")
+class _Part(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
+    """Rows of an identity, on its page."""
+
+    extra = 0
+    can_delete = False
+    formset = _Latest
 
 
-def _moment(moment: datetime | None) -> str:
-    return "" if moment is None else f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}"
+class SessionInline(_Part):
+    """Where an identity is signed in; neither the ID Token nor the key of Django's session."""
+
+    model = Session
+    fields = ("device", "signed_in", "last_seen", "renewed", "context_class", "op_session", "state")
+    readonly_fields = fields
+
+    def get_queryset(self, request: HttpRequest) -> "QuerySet[Any, Any]":
+        hidden = ("id_token", "session_key", "auth_hash")
+        rows: QuerySet[Any, Any] = super().get_queryset(request).defer(*hidden).order_by("-pk")
+        return rows
+
+    @admin.display(description=_("device"))
+    def device(self, row: Session) -> str:
+        return f"{browser_of(row.user_agent)} {system_of(row.user_agent)}".strip()
+
+    @admin.display(description=_("signed in"))
+    def signed_in(self, row: Session) -> str:
+        return moment(row.created_at)
+
+    @admin.display(description=_("last seen"))
+    def last_seen(self, row: Session) -> str:
+        return moment(row.last_seen_at)
+
+    @admin.display(description=_("renewed"))
+    def renewed(self, row: Session) -> str:
+        """When the OP last vouched for it, if that is not when it began."""
+        return moment(row.renewed_at) if row.renewed_at != row.created_at else ""
+
+    @admin.display(description="acr")
+    def context_class(self, row: Session) -> str:
+        return str(row.acr)
+
+    @admin.display(description="sid")
+    def op_session(self, row: Session) -> str:
+        return str(row.sid)
+
+    @admin.display(description=_("state"))
+    def state(self, row: Session) -> str | Promise:
+        if row.ended_at is not None:
+            return _("ended")
+        return _("not renewed") if row.failed_at is not None else _("open")
 
 
-class GrantInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
+class GrantInline(_Part):
     """What an identity has granted: how its tokens fare, and nothing of the tokens themselves."""
 
     model = Grant
-    extra = 0
-    can_delete = False
     fields = (
         "state",
         "durable",
@@ -72,15 +133,11 @@ class GrantInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
     readonly_fields = fields
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[Any, Any]":
-        tokens = StoredAccessToken.objects.only("grant_id", "sent_at", "expires_at")
-        with_tokens = Prefetch("access_tokens", tokens, to_attr="tokens")
-        rows = super().get_queryset(request).defer("refresh_token").prefetch_related(with_tokens)
-        grants: QuerySet[Any, Any] = rows.annotate(now=DatabaseClock())
-        return grants
+        return readable(super().get_queryset(request))
 
     @admin.display(description=_("state"))
-    def state(self, grant: Any) -> str | Promise:
-        return state_of(grant)
+    def state(self, grant: Any) -> SafeString:
+        return health_of(grant).badge()
 
     @admin.display(description=_("scope"))
     def granted_scope(self, grant: Grant) -> str:
@@ -88,46 +145,144 @@ class GrantInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
 
     @admin.display(description=_("last renewal"))
     def last_renewal(self, grant: Any) -> str:
-        """When, by which process, and which one it was."""
-        if grant.refreshed_at is None:
-            return ""
-        return f"{_moment(grant.refreshed_at)}, {grant.refreshed_by} (#{grant.refreshes})"
+        return last_renewal(grant)
 
     @admin.display(description=_("next renewal"))
     def next_renewal(self, grant: Any) -> str:
-        """At the first use after this moment; never without a refresh token or after the end."""
-        if grant.status != Grant.OPEN or not grant.key_id:
-            return ""
-        return _moment(min(filter(None, map(self._soft_expiry, grant.tokens)), default=None))
-
-    def _soft_expiry(self, token: Any) -> datetime | None:
-        if token.expires_at is None:
-            return None
-        soft, _hard = expiry(token.grant_id, (token.expires_at - token.sent_at).total_seconds())
-        moment: datetime = token.sent_at + timedelta(seconds=soft)
-        return moment
+        return moment(next_renewal(grant))
 
     @admin.display(description=_("last error"))
     def last_trouble(self, grant: Any) -> str:
-        return f"{_moment(grant.last_error_at)} {grant.last_error}" if grant.last_error else ""
+        return f"{moment(grant.last_error_at)} {grant.last_error}" if grant.last_error else ""
 
     @admin.display(description=_("key id"))
     def key(self, grant: Grant) -> str:
         return str(grant.key_id)
 
 
+class ProviderFilter(admin.SimpleListFilter):
+    """By provider, as the settings name them: to ask the table would read all of it."""
+
+    title = _("provider")
+    parameter_name = "provider"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        asked = request.GET.get(self.parameter_name, "")
+        slugs = dict.fromkeys([*conf.providers(), *filter(None, [asked])])
+        return [(slug, slug) for slug in slugs]
+
+    def queryset(self, request: HttpRequest, rows: "QuerySet[Any, Any]") -> "QuerySet[Any, Any]":
+        return rows.filter(provider=self.value()) if self.value() else rows
+
+
+class TroubleFilter(admin.SimpleListFilter):
+    """Whose timeline tells of trouble lately: found by the index of its times."""
+
+    title = _("trouble")
+    parameter_name = "trouble"
+    SINCE = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
+    NAMES = (
+        events.LOGIN_REFUSED,
+        events.REFRESH_FAILED,
+        events.ID_TOKEN_REFUSED,
+        events.IN_DOUBT,
+        events.BACKING_OFF,
+        events.NOT_RENEWED,
+        events.TARGET_REFUSED,
+    )
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        may = request.user.has_perm("oidc_rp.view_event")
+        return [("hour", _("In the last hour")), ("day", _("In the last day"))] if may else []
+
+    def queryset(self, request: HttpRequest, rows: "QuerySet[Any, Any]") -> "QuerySet[Any, Any]":
+        since = self.SINCE.get(self.value() or "")
+        if since is None:
+            return rows
+        told = Event.objects.filter(at__gte=DatabaseClock(-since), name__in=self.NAMES)
+        told = told.exclude(identity=None).order_by("-at")
+        return rows.filter(pk__in=set(told.values_list("identity_id", flat=True)[:FOUND]))
+
+
+class IdentityList(ChangeList):
+    """Its grants come with a page of identities, by two statements for all of them."""
+
+    def get_queryset(self, request: HttpRequest, *more: Any) -> "QuerySet[Any, Any]":
+        rows = super().get_queryset(request, *more)
+        may = request.user.has_perm("oidc_rp.view_grant")
+        return rows.prefetch_related(with_grants(SHOWN_IN_LIST)) if may else rows
+
+
+def _for_the_list(action: Action) -> Callable[..., HttpResponse | None]:
+    """The action as the list of identities offers it."""
+
+    label: Any = action.label
+
+    @admin.action(description=label, permissions=[action.name])
+    def act(owner: "IdentityAdmin", request: HttpRequest, rows: Any) -> HttpResponse | None:
+        return owner.act_on_chosen(request, rows, action)
+
+    act.__name__ = action.name
+    return act
+
+
 @admin.register(Identity)
 class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    inlines = [GrantInline]
-    list_display = ("user", "person", "provider", "created_at", "last_login_at", "sub")
-    list_filter = ("provider", "last_login_at")
-    date_hierarchy = None
-    ordering = ("-last_login_at",)
-    readonly_fields = (*FIELDS, "timeline")
-    search_help_text = _("User name, e-mail address, or the exact sub")
+    inlines = [SessionInline, GrantInline]
+    actions = [_for_the_list(action) for action in ACTIONS]
+    list_display = ("user", "person", "provider", "health", "last_login_at", "sub")
+    list_filter = (ProviderFilter, TroubleFilter)
+    list_select_related = ("user",)
+    list_per_page = 50
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    ordering = ("-pk",)
+    sortable_by = ()
+    search_fields = ("sub",)  # that there is a search; get_search_results says how
+    search_help_text = _(
+        "The beginning of a user name or e-mail address; or a sub, sid or reference, exactly"
+    )
+    readonly_fields = (*PERSON, *TOKENS, "verified_claims")
 
     class Media:
         css = {"all": ["oidc_rp/admin.css"]}
+
+    # What is shown
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        may = request.user.has_perm("oidc_rp.view_grant")
+        return [name for name in self.list_display if may or name != "health"]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Model | None = None) -> Any:
+        """How the tokens fare only for who may view grants."""
+        may = request.user.has_perm("oidc_rp.view_grant")
+        tokens = [(_("Tokens"), {"fields": TOKENS})] if may else []
+        claims = (_("Claims"), {"fields": ("verified_claims",)})
+        return [(None, {"fields": PERSON}), *tokens, claims]
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return IdentityList
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
+        found = super().get_object(request, object_id, from_field)
+        if found is not None and request.user.has_perm("oidc_rp.view_grant"):
+            rows: Any = readable(Grant.objects.filter(identity=found))
+            setattr(found, "shown_grants", list(rows[:SHOWN]))  # noqa: B010 - as in the list
+        return found
+
+    def get_queryset(self, request: HttpRequest) -> "QuerySet[Any, Any]":
+        rows: QuerySet[Any, Any] = super().get_queryset(request).select_related("user")
+        return rows
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: Any, search_term: str
+    ) -> tuple[Any, bool]:
+        if not search_term.strip():
+            return queryset, False
+        return queryset.filter(pk__in=keys_found(search_term)), False
 
     @admin.display(description=_("name"))
     def person(self, identity: Identity) -> str:
@@ -135,35 +290,188 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         told = (identity.claims.get(name) for name in ("name", "email", "preferred_username"))
         return next((str(value) for value in told if value), "")
 
-    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
-        """The timeline only for who may view events."""
-        may = request.user.has_perm("oidc_rp.view_event")
-        return (*FIELDS, "timeline") if may else FIELDS
+    @admin.display(description=_("claims"))
+    def verified_claims(self, identity: Identity) -> SafeString:
+        """The last verified claims, as text."""
+        text = json.dumps(identity.claims, indent=2, ensure_ascii=False, sort_keys=True)
+        return format_html("<pre>{}</pre>", text)
 
-    @admin.display(description=_("timeline"))
-    def timeline(self, identity: Identity) -> SafeString:
-        """What happened to the tokens: when, what, why, and who did it; the newest first."""
-        events = identity.events.order_by("-pk")[:EVENTS_SHOWN]
-        rows = (
-            (_moment(e.at), e.name, e.code, e.actor, e.grant_id or "", (e.grant_id or "")[-8:])
-            for e in events
-        )
-        titles = ((title,) for title in (_("when"), _("event"), _("code"), _("by"), _("grant")))
-        cells = (
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td>"
-            '<td><span title="{}">{}</span></td></tr>'
-        )
-        return format_html(
-            "<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>",
-            format_html_join("", '<th scope="col">{}</th>', titles),
-            format_html_join("", cells, rows),
-        )
+    @admin.display(description=_("health"))
+    def health(self, identity: Any) -> SafeString | str:
+        worst = overall(identity.shown_grants)
+        return "" if worst is None else worst.badge()
 
-    def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
-        model: Any = get_user_model()
-        fields = {model.USERNAME_FIELD, model.get_email_field_name()}
-        names = {field.name for field in model._meta.get_fields()}
-        return ("sub__exact", *(f"user__{name}__istartswith" for name in sorted(fields & names)))
+    @admin.display(description=_("last renewal"))
+    def last_renewal(self, identity: Any) -> str:
+        renewed = [one for one in identity.shown_grants if one.refreshed_at is not None]
+        return max(map(last_renewal, renewed), default="")
+
+    @admin.display(description=_("next renewal"))
+    def next_renewal(self, identity: Any) -> str:
+        """The next of all; at the first use after this moment."""
+        return moment(min(filter(None, map(next_renewal, identity.shown_grants)), default=None))
+
+    @admin.display(description=_("scopes"))
+    def scopes(self, identity: Any) -> str:
+        """All that the open grants allow together."""
+        scopes = [name for one in _open(identity) for name in one.scope.split()]
+        return " ".join(dict.fromkeys(scopes))
+
+    @admin.display(description=_("key id"))
+    def key_ids(self, identity: Any) -> str:
+        """Of the keys that the refresh tokens are sealed with."""
+        return " ".join(dict.fromkeys(one.key_id for one in _open(identity) if one.key_id))
+
+    # Pages
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view
+        own = [
+            path(
+                f"<path:object_id>/{action.slug}/",
+                view(partial(self.act_on_one, action=action)),
+                name=f"oidc_rp_identity_{action.name}",
+            )
+            for action in ACTIONS
+        ]
+        return [*own, *super().get_urls()]
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if request.method == "GET" and request.user.has_perm("oidc_rp.view_event"):
+            for event in refusals_of(request.GET.get("q", "").strip()):
+                messages.info(request, _told(event))
+        return super().changelist_view(request, extra_context)
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """With what may be done, and the timeline for who may view events."""
+        identity = context["original"]
+        context["oidc_actions"] = [
+            (action.label, self._url(action.name, identity.pk))
+            for action in ACTIONS
+            if self._may(request, action)
+        ]
+        if request.user.has_perm("oidc_rp.view_event"):
+            context["oidc_timeline"] = _timeline(identity)
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    # What is done
+
+    def _may(self, request: HttpRequest, action: Action) -> bool:
+        seen = self.has_view_permission(request)
+        return seen and request.user.has_perm(f"oidc_rp.{action.name}")
+
+    def has_end_sessions_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("oidc_rp.end_sessions")
+
+    def has_renew_tokens_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("oidc_rp.renew_tokens")
+
+    def has_revoke_tokens_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("oidc_rp.revoke_tokens")
+
+    def has_unlink_identity_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("oidc_rp.unlink_identity")
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Without Django's own way to delete many: what unlinks asks whether somebody still gets
+        in."""
+        actions: dict[str, Any] = super().get_actions(request)
+        actions.pop("delete_selected", None)
+        return actions
+
+    def act_on_chosen(
+        self, request: HttpRequest, rows: "QuerySet[Any, Any]", action: Action
+    ) -> HttpResponse | None:
+        """Ask, then act on what is ticked in the list."""
+        chosen = list(rows.prefetch_related(None)[: AT_ONCE + 1])
+        if len(chosen) > AT_ONCE:
+            messages.error(request, _("Choose %(count)d at most.") % {"count": AT_ONCE})
+            return None
+        if "confirmed" not in request.POST:
+            return self._question(request, action, chosen, self._url("changelist"))
+        self._act(request, action, chosen)
+        return None
+
+    def act_on_one(self, request: HttpRequest, object_id: str, action: Action) -> HttpResponse:
+        """Ask, then act on one identity, from its own page."""
+        if not self._may(request, action):
+            raise PermissionDenied
+        found = self.get_object(request, unquote(object_id))
+        if found is None:
+            return HttpResponseRedirect(self._url("changelist"))
+        page = self._url("change", object_id)
+        if request.method != "POST":
+            return self._question(request, action, [found], page)
+        self._act(request, action, [found])
+        left = Identity.objects.filter(pk=found.pk).exists()
+        return HttpResponseRedirect(page if left else self._url("changelist"))
+
+    def _question(
+        self, request: HttpRequest, action: Action, chosen: Sequence[Identity], back: str
+    ) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "title": action.label,
+            "opts": self.opts,
+            "action": action,
+            "chosen": chosen,
+            "back": back,
+            "checkbox": helpers.ACTION_CHECKBOX_NAME,
+            "media": self.media,
+        }
+        request.current_app = self.admin_site.name
+        template = "admin/oidc_rp/identity/confirm_action.html"
+        return TemplateResponse(request, template, context)
+
+    def _act(self, request: HttpRequest, action: Action, chosen: Sequence[Identity]) -> None:
+        for one in chosen:
+            self.log_change(request, one, str(action.label))
+        for told in action.run(chosen, f"user {request.user.pk}"):
+            messages.add_message(request, told.level, str(told.text))
+
+    def _url(self, name: str, *args: Any) -> str:
+        view = f"admin:{self.opts.app_label}_{self.opts.model_name}_{name}"
+        return reverse(view, args=args, current_app=self.admin_site.name)
+
+    # Deleting is unlinking
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """What goes along; somebody's last way in is protected as by accounts.unlink."""
+        deleted, counts, lacking, protected = super().get_deleted_objects(objs, request)
+        kept = [str(one) for one in objs if not accounts.may_unlink(one)]
+        return deleted, counts, lacking, [*protected, *kept]
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        if not accounts.unlink(obj, f"user {request.user.pk}"):
+            raise PermissionDenied
+
+    def delete_queryset(self, request: HttpRequest, queryset: "QuerySet[Any, Any]") -> None:
+        for one in queryset:
+            self.delete_model(request, one)
+
+
+def _open(identity: Any) -> list[Any]:
+    return [grant for grant in identity.shown_grants if grant.status == Grant.OPEN]
+
+
+def _told(event: Any) -> str:
+    """A refusal as one line above the list: of most, nobody knows whose they are."""
+    sentence = events.EVENTS.get(event.name, event.name)
+    parts = (event.reference, moment(event.at), event.provider, sentence, event.code)
+    return " · ".join(str(part) for part in parts if part)
+
+
+def _timeline(identity: Identity) -> list[dict[str, Any]]:
+    """What happened, the newest first: when, what, why, and who did it."""
+    latest = Event.objects.filter(identity=identity).order_by("-pk")[:SHOWN]
+    return [
+        {"event": one, "at": moment(one.at), "sentence": events.EVENTS.get(one.name, "")}
+        for one in latest
+    ]
 
 
 class IdentityInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]

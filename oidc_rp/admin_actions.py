@@ -1,0 +1,136 @@
+"""What an operator may do to linked identities, after a question and each by its own permission."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from django.contrib import messages
+from django.db import connections
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from . import accounts, closing, grants, refresh, session_index
+from .errors import OIDCError
+from .models import Grant, Identity
+from .own_connection import detached, must_share
+
+T = TypeVar("T")
+
+AT_ONCE = 100
+"""The most identities that one action is for: an OP may have to be asked for each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What came of an action, for the operator; level: of django.contrib.messages."""
+
+    level: int
+    text: str | Promise
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """name: also the codename of its permission. run: with the identities and who acts."""
+
+    name: str
+    label: str | Promise
+    question: str | Promise
+    run: Callable[[Sequence[Identity], str], list[Told]]
+
+    @property
+    def slug(self) -> str:
+        """In its URL."""
+        return self.name.replace("_", "-")
+
+
+def _end_sessions(identities: Sequence[Identity], actor: str) -> list[Told]:
+    rows = session_index.rows().filter(identity__in=[one.pk for one in identities])
+    ended = closing.end_sessions(rows, grants.LOGOUT, actor=actor)
+    text = ngettext("%(count)d session ended.", "%(count)d sessions ended.", ended)
+    return [Told(messages.SUCCESS, text % {"count": ended})]
+
+
+def _revoke_tokens(identities: Sequence[Identity], actor: str) -> list[Told]:
+    keys = [grant.pk for grant in _open_grants(identities)]
+    closed = sum(closing.end(key, grants.LOGOUT, actor=actor) for key in keys)
+    text = ngettext(
+        "%(count)d grant closed; the provider is told.",
+        "%(count)d grants closed; the provider is told.",
+        closed,
+    )
+    return [Told(messages.SUCCESS, text % {"count": closed})]
+
+
+def _renew_tokens(identities: Sequence[Identity], actor: str) -> list[Told]:
+    renewable = [grant for grant in _open_grants(identities) if grant.key_id]
+    told = [_outside_transactions(lambda grant=grant: _renewed(grant)) for grant in renewable]  # type: ignore[misc]
+    return told or [Told(messages.WARNING, _("There is no refresh token to renew with."))]
+
+
+def _renewed(grant: Any) -> Told:
+    """Renew one grant, and say what came of it; a refusal is an answer, too."""
+    which = {"grant": grant.pk[-8:], "code": ""}
+    try:
+        done = refresh.renew_early(grant.pk, grant.generation)
+    except OIDCError as error:
+        which["code"] = error.code
+        return Told(messages.ERROR, _("Grant %(grant)s was not renewed: %(code)s.") % which)
+    if not done:
+        return Told(messages.WARNING, _("Somebody else is renewing grant %(grant)s.") % which)
+    return Told(messages.SUCCESS, _("Grant %(grant)s is renewed.") % which)
+
+
+def _unlink_identity(identities: Sequence[Identity], actor: str) -> list[Told]:
+    told = []
+    for one in identities:
+        names = {"identity": str(one), "user": str(one.user)}
+        if accounts.unlink(one, actor):
+            done = _("%(identity)s is not linked to %(user)s any more.")
+            told.append(Told(messages.SUCCESS, done % names))
+        else:
+            stays = _("%(identity)s stays: it is the only way for %(user)s to sign in.")
+            told.append(Told(messages.ERROR, stays % names))
+    return told
+
+
+def _open_grants(identities: Sequence[Identity]) -> list[Any]:
+    rows: Any = Grant.objects.using(grants.database()).filter(status=Grant.OPEN)
+    theirs = rows.filter(identity__in=[one.pk for one in identities])
+    return list(theirs.only("pk", "generation", "key_id").order_by("pk"))
+
+
+def _outside_transactions(work: Callable[[], T]) -> T:
+    """Do it here, or in a thread of its own where a transaction of the request's would hold it."""
+    alias = grants.database()
+    if connections[alias].in_atomic_block and not must_share(alias):
+        return detached(work).result()
+    return work()
+
+
+ACTIONS = (
+    Action(
+        "end_sessions",
+        _("End sessions"),
+        _("Signed out in every browser. Tokens for background jobs stay."),
+        _end_sessions,
+    ),
+    Action(
+        "renew_tokens",
+        _("Renew tokens now"),
+        _("Each refresh token is spent at the provider, which answers with new tokens."),
+        _renew_tokens,
+    ),
+    Action(
+        "revoke_tokens",
+        _("Revoke tokens at the provider"),
+        _("Every grant is closed here and revoked at the provider. Only a new sign-in brings one."),
+        _revoke_tokens,
+    ),
+    Action(
+        "unlink_identity",
+        _("Unlink from the user"),
+        _("The identity is deleted with its sessions and grants. The user stays."),
+        _unlink_identity,
+    ),
+)
