@@ -38,6 +38,7 @@ from .admin_health import (
     readable,
     with_grants,
 )
+from .admin_providers import statuses
 from .admin_search import FOUND, BoundedPaginator, keys_found, refusals_of
 from .devices import browser_of, system_of
 from .models import DatabaseClock, Event, Grant, Identity, Session
@@ -258,7 +259,7 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         """How the tokens fare only for who may view grants."""
         may = request.user.has_perm("oidc_rp.view_grant")
         tokens = [(_("Tokens"), {"fields": TOKENS})] if may else []
-        claims = (_("Claims"), {"fields": ("verified_claims",)})
+        claims = (_("Claims"), {"fields": ("verified_claims",), "classes": ("collapse",)})
         return [(None, {"fields": PERSON}), *tokens, claims]
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
@@ -334,15 +335,29 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             )
             for action in ACTIONS
         ]
-        return [*own, *super().get_urls()]
+        providers = path("providers/", view(self.providers), name="oidc_rp_identity_providers")
+        return [providers, *own, *super().get_urls()]
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         if request.method == "GET" and request.user.has_perm("oidc_rp.view_event"):
-            for event in refusals_of(request.GET.get("q", "").strip()):
+            for event in refusals_of(request.GET.get("q", "")):
                 messages.info(request, _told(event))
-        return super().changelist_view(request, extra_context)
+        may = request.user.has_perm("oidc_rp.view_providercircuit")
+        more = {"oidc_providers_url": self._url("providers") if may else ""}
+        return super().changelist_view(request, {**more, **(extra_context or {})})
+
+    def providers(self, request: HttpRequest) -> HttpResponse:
+        """Each configured OP, as far as it is known without asking one."""
+        if not request.user.has_perm("oidc_rp.view_providercircuit"):
+            raise PermissionDenied
+        more = {
+            "statuses": statuses(),
+            "may_see_events": request.user.has_perm("oidc_rp.view_event"),
+            "may_see_list": self.has_view_permission(request),
+        }
+        return self._page(request, "providers", _("Providers"), more)
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
@@ -413,19 +428,22 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     def _question(
         self, request: HttpRequest, action: Action, chosen: Sequence[Identity], back: str
     ) -> HttpResponse:
-        context = {
-            **self.admin_site.each_context(request),
-            "title": action.label,
-            "opts": self.opts,
+        more = {
             "action": action,
             "chosen": chosen,
             "back": back,
             "checkbox": helpers.ACTION_CHECKBOX_NAME,
-            "media": self.media,
         }
+        return self._page(request, "confirm_action", action.label, more)
+
+    def _page(
+        self, request: HttpRequest, name: str, title: str | Promise, more: dict[str, Any]
+    ) -> HttpResponse:
+        site = self.admin_site.each_context(request)
+        own = {"title": title, "opts": self.opts, "media": self.media}
         request.current_app = self.admin_site.name
-        template = "admin/oidc_rp/identity/confirm_action.html"
-        return TemplateResponse(request, template, context)
+        template = f"admin/oidc_rp/identity/{name}.html"
+        return TemplateResponse(request, template, {**site, **own, **more})
 
     def _act(self, request: HttpRequest, action: Action, chosen: Sequence[Identity]) -> None:
         for one in chosen:

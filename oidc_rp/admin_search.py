@@ -74,8 +74,9 @@ def _of_sid(sid: str) -> Iterable[int]:
 
 
 def refusals_of(reference: str) -> list[Any]:
-    """The events with this reference, which the page of a refusal tells."""
-    return list(Event.objects.filter(reference=reference.lower())[:10])
+    """The events with this reference, which the page of a refusal tells; "" is nobody's."""
+    text = reference.strip().lower().replace("\x00", "")
+    return list(Event.objects.filter(reference=text)[:10]) if text else []
 
 
 def _of_reference(reference: str) -> Iterable[int]:

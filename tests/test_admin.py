@@ -20,12 +20,13 @@ from oidc_rp.models import (
     Event,
     Grant,
     Identity,
+    ProviderCircuit,
     Session,
     StoredAccessToken,
     digest,
 )
 from oidc_rp.sealing import generate_key
-from oidc_rp.testing import Browser, OpenIDProvider
+from oidc_rp.testing import Browser, OpenIDProvider, provider_options
 
 LIST = "/admin/oidc_rp/identity/"
 OPTIONS = {"ISSUER": "https://op.example", "CLIENT_ID": "rp", "CLIENT_SECRET": "s"}
@@ -119,11 +120,13 @@ def test_the_list_is_searched_by_reference(root: Client) -> None:
     Event.objects.create(identity=one, reference="00aabbccdd", **refused)
     Event.objects.create(user=other.user, reference="11aabbccdd", **refused)
     Event.objects.create(reference="22aabbccdd", **refused)
+    Event.objects.create(**refused)
     assert subs(root, q="00AABBCCDD") == {"sub-1"}
     assert subs(root, q="11aabbccdd") == {"sub-2"}
     page = root.get(LIST, {"q": "22aabbccdd"}).content.decode()
     for told in ("22aabbccdd", "A sign-in was refused", "state.missing"):
         assert told in page
+    assert "A sign-in was refused" not in root.get(LIST).content.decode()
     page = staff("view_identity").get(LIST, {"q": "22aabbccdd"}).content.decode()
     assert "state.missing" not in page
 
@@ -693,3 +696,71 @@ def test_the_admins_login_page_has_our_buttons(settings: Any) -> None:
     page = Client().get("/admin/login/?next=/admin/auth/").content.decode()
     assert 'href="/oidc/company/login/?next=%2Fadmin%2Fauth%2F"' in page
     assert 'name="password"' in page
+
+
+# Providers
+
+PROVIDERS = f"{LIST}providers/"
+
+
+def test_the_providers_page_tells_what_is_known(
+    root: Client, op: OpenIDProvider, signed_in: Identity
+) -> None:
+    """Issuer, age of the metadata, keys, circuit and errors of each; no secret, and no request."""
+    ProviderCircuit.objects.create(
+        provider="op",
+        not_before=datetime(2999, 1, 1, tzinfo=tz.utc),
+        failures=3,
+        last_error="invalid_client",
+        last_error_at=NOON,
+    )
+    for number in range(7):
+        code = f"transport.timeout{number}"
+        Event.objects.create(provider="op", name="backing_off", code=code, reference="")
+    asked = len(op.requests)
+    page = root.get(PROVIDERS).content.decode()
+    assert len(op.requests) == asked
+    kid = op.keys[0].kid
+    for shown in (op.issuer, "0 minutes old", kid, "RSA", "invalid_client", "after 3 refusals"):
+        assert shown in page
+    assert page.count("transport.timeout") == 5
+    assert page.index("transport.timeout6") < page.index("transport.timeout2")
+    assert provider_options(op)["CLIENT_SECRET"] not in page
+    assert PROVIDERS in root.get(LIST).content.decode()
+
+
+def test_the_providers_page_asks_no_provider(root: Client, configure: Any, op: Any) -> None:
+    """What the cache does not have is told as such."""
+    page = root.get(PROVIDERS).content.decode()
+    assert page.count("not in the cache") == 2
+    assert not op.requests
+    names = ("authorization_endpoint", "token_endpoint", "jwks_uri")
+    configure(METADATA=dict.fromkeys(names, f"{op.issuer}/there"))
+    assert "as the settings say" in root.get(PROVIDERS).content.decode()
+
+
+def test_the_providers_page_has_a_permission_of_its_own(settings: Any) -> None:
+    """Errors only for who may view events."""
+    settings.OIDC_RP = {"PROVIDERS": {"op": OPTIONS}}
+    Event.objects.create(provider="op", name="backing_off", code="transport.timeout")
+    client = staff("view_identity", "view_event")
+    assert client.get(PROVIDERS).status_code == 403
+    assert PROVIDERS not in client.get(LIST).content.decode()
+    User.objects.filter(username="operator").delete()
+    page = staff("view_providercircuit").get(PROVIDERS).content.decode()
+    assert "https://op.example" in page
+    assert "transport.timeout" not in page
+
+
+def test_the_providers_page_costs_as_much_for_many_events(root: Client, settings: Any) -> None:
+    """And for many providers."""
+    counts = []
+    for number in (3, 30):
+        slugs = [f"op{one}" for one in range(number)]
+        settings.OIDC_RP = {"PROVIDERS": dict.fromkeys(slugs, OPTIONS)}
+        for slug in slugs:
+            Event.objects.create(provider=slug, name="backing_off")
+        with CaptureQueriesContext(connection) as queries:
+            assert root.get(PROVIDERS).status_code == 200
+        counts.append(len(queries))
+    assert counts[0] == counts[1] < 20

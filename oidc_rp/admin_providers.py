@@ -1,0 +1,159 @@
+"""What this site knows of each configured OP, for the admin: told by the cache and the database.
+
+Nothing is fetched: a page that asks an OP which is out of reach would not come.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, TypeVar
+
+from django.core.cache import cache
+
+from . import conf, events
+from .admin_health import moment
+from .discovery import FRESH, STALE
+from .errors import OIDCError
+from .models import DatabaseClock, Event, ProviderCircuit
+from .protocol import jose
+from .protocol.metadata import ProviderMetadata, discovery_url, read_provider_metadata
+
+T = TypeVar("T")
+
+LOOKED_THROUGH = 10_000
+"""So many of the latest events are searched for what went wrong."""
+
+ERRORS_SHOWN = 5
+
+TROUBLE = (
+    events.LOGIN_REFUSED,
+    events.LOGOUT_REFUSED,
+    events.REFRESH_FAILED,
+    events.ID_TOKEN_REFUSED,
+    events.IN_DOUBT,
+    events.BACKING_OFF,
+    events.CIRCUIT_OPENED,
+    events.TARGET_REFUSED,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedKey:
+    """What everybody may know of a key; alg: "" where its JWK does not say."""
+
+    kid: str
+    kty: str
+    alg: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """How long ago one was fetched, in seconds; None: the cache has none. fixed: by METADATA."""
+
+    age: float | None = None
+    fixed: bool = False
+
+    @property
+    def state(self) -> str:
+        if self.fixed:
+            return "fixed"
+        if self.age is None:
+            return "unknown"
+        return "fresh" if self.age < FRESH else "old" if self.age < STALE else "stale"
+
+    @property
+    def minutes(self) -> int:
+        return int((self.age or 0.0) // 60)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderStatus:
+    """One configured OP. circuit: its row, with `.now`, or None. errors: the latest events."""
+
+    provider: conf.Provider
+    metadata: Document
+    keys_document: Document
+    keys: tuple[PublishedKey, ...]
+    circuit: Any
+    errors: tuple[Any, ...]
+
+    @property
+    def open_until(self) -> str:
+        """Until when nobody asks it for tokens; "" where it may be asked."""
+        is_open = self.circuit is not None and self.circuit.not_before > self.circuit.now
+        return moment(self.circuit.not_before) if is_open else ""
+
+    @property
+    def refused(self) -> str:
+        """When and why it last refused this client, as far as that is still kept."""
+        if self.circuit is None:
+            return ""
+        return f"{moment(self.circuit.last_error_at)} {self.circuit.last_error}"
+
+    @property
+    def told(self) -> list[tuple[str, Any]]:
+        """Each of the errors, and when it was."""
+        return [(moment(event.at), event) for event in self.errors]
+
+
+def statuses() -> list[ProviderStatus]:
+    """Of every provider that can be used, in the order of the settings; a few statements."""
+    rows: Any = ProviderCircuit.objects.annotate(now=DatabaseClock())
+    circuits = {row.provider: row for row in rows}
+    errors = _latest_errors()
+    return [
+        _status(provider, circuits.get(slug), tuple(errors.get(slug, ())))
+        for slug, provider in conf.providers().items()
+    ]
+
+
+def _latest_errors() -> dict[str, list[Any]]:
+    latest = Event.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
+    recent = Event.objects.filter(pk__gt=latest - LOOKED_THROUGH, name__in=TROUBLE)
+    found: dict[str, list[Any]] = {}
+    for event in recent.order_by("-pk"):
+        of_provider = found.setdefault(event.provider, [])
+        if len(of_provider) < ERRORS_SHOWN:
+            of_provider.append(event)
+    return found
+
+
+def _status(provider: conf.Provider, circuit: Any, errors: tuple[Any, ...]) -> ProviderStatus:
+    metadata, document = _metadata(provider)
+    jwks_uri = metadata.jwks_uri if metadata is not None else None
+    key_set, keys_document = _cached(jwks_uri, jose.read_jwks) if jwks_uri else (None, Document())
+    keys = tuple(_public(key_set)) if key_set is not None else ()
+    return ProviderStatus(provider, document, keys_document, keys, circuit, errors)
+
+
+def _metadata(provider: conf.Provider) -> tuple[ProviderMetadata | None, Document]:
+    """As discovery.published_metadata makes it of settings and what was discovered."""
+    override = {name: value for name, value in provider.metadata.items() if name != "issuer"}
+
+    def read(document: dict[str, Any]) -> ProviderMetadata:
+        together = {**document, **override}
+        loopback = provider.allow_loopback_http
+        return read_provider_metadata(together, provider.issuer, loopback_http=loopback)
+
+    if "authorization_endpoint" in override and "token_endpoint" in override:
+        with suppress(OIDCError):  # what is wrong with it is told at the next sign-in
+            return read({"issuer": provider.issuer}), Document(fixed=True)
+        return None, Document(fixed=True)
+    return _cached(discovery_url(provider.issuer), read)
+
+
+def _cached(url: str, read: Callable[[dict[str, Any]], T]) -> tuple[T | None, Document]:
+    """What the workers share of a document (discovery.py); nothing where that cannot be used."""
+    try:
+        shared = cache.get("oidc_rp:" + sha256(url.encode()).hexdigest()[:32])
+        return read(shared["document"]), Document(time.time() - float(shared["fetched_at"]))
+    except Exception:  # noqa: BLE001 - not there, not readable, or the cache fails in its own way
+        return None, Document()
+
+
+def _public(keys: jose.KeySet) -> Iterator[PublishedKey]:
+    for key in keys.keys:
+        kty = f"{key.kty} {key.crv}" if key.crv else key.kty
+        yield PublishedKey(key.kid or "", kty, key.alg or "")
