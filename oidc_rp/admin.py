@@ -5,6 +5,7 @@ To look at, and to act on by four actions, each with its own permission; never t
 
 import json
 from collections.abc import Callable, Sequence
+from copy import copy
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -305,7 +306,8 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display(description=_("last renewal"))
     def last_renewal(self, identity: Any) -> str:
         renewed = [one for one in identity.shown_grants if one.refreshed_at is not None]
-        return max(map(last_renewal, renewed), default="")
+        latest = max(renewed, key=lambda one: one.refreshed_at, default=None)
+        return last_renewal(latest) if latest is not None else ""
 
     @admin.display(description=_("next renewal"))
     def next_renewal(self, identity: Any) -> str:
@@ -446,9 +448,12 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         return TemplateResponse(request, template, {**site, **own, **more})
 
     def _act(self, request: HttpRequest, action: Action, chosen: Sequence[Identity]) -> None:
+        done = action.run([copy(one) for one in chosen], f"user {request.user.pk}")
+        # Only now, for a transaction of the request's may be what the action would wait for; and of
+        # the originals, for one that is deleted has no key any more.
         for one in chosen:
             self.log_change(request, one, str(action.label))
-        for told in action.run(chosen, f"user {request.user.pk}"):
+        for told in done:
             messages.add_message(request, told.level, str(told.text))
 
     def _url(self, name: str, *args: Any) -> str:
