@@ -86,10 +86,10 @@ def _unlink_identity(identities: Sequence[Identity], actor: str) -> list[Told]:
     for one in identities:
         names = {"identity": str(one), "user": str(one.user)}
         if accounts.unlink(one, actor):
-            done = _("%(identity)s is not linked to %(user)s any more.")
+            done = _("Unlinked from %(user)s: %(identity)s.")
             told.append(Told(messages.SUCCESS, done % names))
         else:
-            stays = _("%(identity)s stays: it is the only way for %(user)s to sign in.")
+            stays = _("Not unlinked, as the only way for %(user)s to sign in: %(identity)s.")
             told.append(Told(messages.ERROR, stays % names))
     return told
 

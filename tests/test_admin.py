@@ -581,8 +581,10 @@ def test_an_operator_ends_sessions(root: Client, admin_user: User, from_list: bo
 def test_an_operator_unlinks(root: Client, admin_user: User, from_list: bool) -> None:
     """As its user would, but for the last way in."""
     one, last = with_password(identity(1)), identity(2)
-    assert "is not linked to jane1 any more" in answer(root, one, "unlink_identity", from_list)
-    assert "it is the only way" in answer(root, last, "unlink_identity", from_list)
+    assert "Unlinked from jane1: sub-1 (op)." in answer(root, one, "unlink_identity", from_list)
+    assert "Not unlinked, as the only way for jane2" in answer(
+        root, last, "unlink_identity", from_list
+    )
     assert Identity.objects.get() == last
     told = Event.objects.get(name="identity_unlinked")
     assert told.actor == f"user {admin_user.pk}"
