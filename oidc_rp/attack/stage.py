@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
+import django
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
@@ -227,10 +228,10 @@ def _settings(scene: Scene, options: dict[str, Any]) -> dict[str, Any]:
 def _mail() -> dict[str, Any]:
     """No mail leaves: Django has MAILERS from 6.1 on, and EMAIL_BACKEND before."""
     dummy = "django.core.mail.backends.dummy.EmailBackend"
-    mailers = getattr(settings, "MAILERS", None)
-    if mailers:
-        return {"MAILERS": {alias: {"BACKEND": dummy} for alias in mailers}}
-    return {"EMAIL_BACKEND": dummy}
+    if django.VERSION < (6, 1):
+        return {"EMAIL_BACKEND": dummy}
+    aliases = {"default", *getattr(settings, "MAILERS", {})}
+    return {"MAILERS": {alias: {"BACKEND": dummy} for alias in aliases}}
 
 
 @contextmanager
