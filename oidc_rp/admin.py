@@ -393,10 +393,11 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     def has_unlink_identity_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("oidc_rp.unlink_identity")
 
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
         """Without Django's own way to delete many: what unlinks asks whether somebody still gets
-        in."""
-        actions: dict[str, Any] = super().get_actions(request)
+        in. action_location: Django's, from 6.1 on."""
+        where = {} if action_location is None else {"action_location": action_location}
+        actions: dict[str, Any] = super().get_actions(request, **where)
         actions.pop("delete_selected", None)
         return actions
 
