@@ -1484,8 +1484,9 @@ def delete_in_the_admin(admin: Client, identity: Any) -> None:
     assert admin.post(url, {"post": "yes"}).status_code == 302
 
 
-def delete_as_one_of_many(admin: Client, identity: Any) -> None:
-    form = {"action": "delete_selected", "_selected_action": [identity.pk], "post": "yes"}
+def unlink_as_one_of_many(admin: Client, identity: Any) -> None:
+    chosen = {"action": "unlink_identity", "_selected_action": [identity.pk]}
+    form = chosen | {"confirmed": "yes"}
     assert admin.post("/admin/oidc_rp/identity/", form).status_code == 302
 
 
@@ -1506,7 +1507,7 @@ def delete_with_the_user_in_a_shell(admin: Client, identity: Any) -> None:
     ("delete", "times"),
     [
         (delete_in_the_admin, 1),
-        (delete_as_one_of_many, 1),
+        (unlink_as_one_of_many, 1),
         (delete_in_a_shell, 1),
         (delete_with_the_user, 0),
         (delete_with_the_user_in_a_shell, 0),
