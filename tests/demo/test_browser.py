@@ -69,6 +69,7 @@ def test_sign_in_see_the_claims_see_the_admin_sign_out(
     page.goto(f"{demo.site}/admin/oidc_rp/identity/?q={sub}")
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
     page.locator("#result_list tbody th a").click()
+    page.locator("details:has(pre) > summary").first.click()
     expect(page.get_by_text("ines@demo.example").first).to_be_visible()
     expect(page.get_by_role("button", name="Save")).to_have_count(0)
     page.locator(".field-user a").click()
