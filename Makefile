@@ -19,7 +19,8 @@ CHECK_DEMO = DEMO_DIR=.test/demo
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-all lint typecheck checks further in-browser on-servers on-postgresql \
-    on-mariadb on-postgresql-and-mariadb oldest newest oldest-and-newest package bench measure build clean
+    on-mariadb on-postgresql-and-mariadb oldest newest oldest-and-newest package bench measure docs \
+    pages build clean
 
 help:
 	@echo "make demo       the demo site and its OpenID Provider  [PORT=8000 OP_PORT=9000]"
@@ -30,6 +31,7 @@ help:
 	@echo "make lint       ruff: rules and format"
 	@echo "make typecheck  mypy, strict"
 	@echo "make bench      the benchmarks, beside other packages"
+	@echo "make docs       the documentation, in .test/docs/html; a warning is an error"
 	@echo "make build      the sdist and the wheel, in dist/"
 	@echo "make clean      remove what these made, the demo's database included"
 	@echo
@@ -46,7 +48,7 @@ test-all: test further
 	@echo "test-all: everything passed, nothing was left out."
 
 # All but `make test`, for whoever has just run that.
-further: lint typecheck checks in-browser on-servers oldest-and-newest package
+further: lint typecheck checks docs in-browser on-servers oldest-and-newest package
 
 lint: $(READY)
 	@$(BIN)/ruff check
@@ -101,6 +103,14 @@ bench:
 
 measure: $(READY)
 	@$(BIN)/python -m benchmarks
+
+docs:
+	@$(MAKE) --no-print-directory pages VENV=.venv-docs OVERRIDES=docs/requirements.txt
+
+pages: $(READY)
+	@$(BIN)/python -m sphinx --fresh-env --nitpicky --fail-on-warning --keep-going --quiet \
+	    --doctree-dir .test/docs/doctrees docs .test/docs/html
+	@echo "The documentation: .test/docs/html/index.html"
 
 build: $(READY)
 	@rm -rf dist
