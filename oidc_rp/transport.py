@@ -41,12 +41,14 @@ class Answer:
     """What the OP answered, whole and within bounds.
 
     retry_after: the seconds of pause that it asks for, if any (RFC 9110 §10.2.3).
+    now: what time it is by the clock of its server, in seconds since the epoch, if it tells.
     """
 
     status: int
     content_type: str
     body: bytes
     retry_after: float | None = None
+    now: float | None = None
 
     def __repr__(self) -> str:
         return f"<Answer {self.status} {self.content_type}: {len(self.body)} octets>"
@@ -111,7 +113,8 @@ def _read(response: requests.Response) -> Answer:
     if response.raw.length_remaining:
         raise TransportError("transport.broken", "the answer ends before its announced length")
     content_type = response.headers.get("Content-Type", "")
-    return Answer(response.status_code, content_type, body, read_retry_after(response.headers))
+    retry_after, now = read_retry_after(response.headers), read_now(response.headers)
+    return Answer(response.status_code, content_type, body, retry_after, now)
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
@@ -128,6 +131,17 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
             return None
         seconds = until - (time.time() if now is None else now)
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+
+
+def read_now(headers: Mapping[str, str]) -> float | None:
+    """Return the moment of Date, and for a cache's answer its Age on top; None for none.
+
+    RFC 9110 §6.6.1 and RFC 9111 §5.1; a Date has whole seconds.
+    """
+    made_at, age = _moment(headers.get("Date", "")), headers.get("Age", "0").strip()
+    if made_at is None or not re.fullmatch(r"[0-9]{1,9}", age):
+        return None
+    return made_at + int(age)
 
 
 def _moment(http_date: str) -> float | None:
