@@ -19,6 +19,7 @@ def main() -> None:
     with OpenIDProvider(port=options.port) as op:
         op.access_token_lifetime, op.overlap = options.lifetime, options.overlap
         op.refresh_delay = options.delay
+        op.post_logout_redirect_uris = None  # any: it cannot know where its client will run
         names = ("issuer", "client_id", "client_secret")
         print(json.dumps({name: getattr(op, name) for name in names}), flush=True)  # noqa: T201
         with contextlib.suppress(KeyboardInterrupt):
