@@ -1,5 +1,6 @@
 """The Sphinx side of the pages: links out of docs/, and the tables of from_code.py."""
 
+import re
 from typing import Any
 
 import from_code
@@ -7,7 +8,12 @@ from docutils.nodes import Node
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-LINKS_OUT = {"../README.md#when-a-login-is-refused": "/reference/codes.md"}
+PLACES = {
+    "../README.md#when-a-login-is-refused": "/reference/codes.md",
+    "../README.md#system-checks": "/reference/checks.md",
+    "../README.md#settings": "/reference/settings.md",
+    "../README.md#signals": "/reference/signals.md",
+}
 """Links that lead out of docs/ where the pages are read as files, and where they lead here."""
 
 
@@ -22,8 +28,13 @@ class FromCode(SphinxDirective):
 
 
 def follow_links(_app: Sphinx, _docname: str, source: list[str]) -> None:
-    for link, page in LINKS_OUT.items():
-        source[0] = source[0].replace(f"]({link})", f"]({page})")
+    """Lead links out of docs/ to the page that has the same here; others become plain text."""
+    source[0] = re.sub(r"\[([^]\n]+)\]\((\.\./[A-Z][^)]*)\)", _led, source[0])
+
+
+def _led(link: re.Match[str]) -> str:
+    place = PLACES.get(link[2])
+    return f"[{link[1]}]({place})" if place else link[1]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
