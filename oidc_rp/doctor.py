@@ -844,7 +844,8 @@ def _logout_findings(
             '"END_SESSION": "auth0" or "cognito" for these two, "local" if it is meant so.',
         )
     else:
-        yield _ok("end_session", f"A logout goes on at the OP: END_SESSION {provider.end_session}.")
+        where = "ends here alone" if provider.end_session == "local" else "goes on at the OP"
+        yield _ok("end_session", f"A logout {where} (END_SESSION {provider.end_session}).")
     if document.get("backchannel_logout_supported") is True:
         yield from _backchannel_findings(provider)
 

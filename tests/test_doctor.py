@@ -410,6 +410,14 @@ def test_whether_responses_name_their_issuer(op: OpenIDProvider) -> None:
     assert "do not name" in in_order("doctor.iss_parameter")
 
 
+def test_a_logout_that_is_meant_to_end_here(op: OpenIDProvider, site: Configure) -> None:
+    assert "goes on at the OP" in in_order("doctor.end_session")
+    op.metadata["end_session_endpoint"] = None
+    site(END_SESSION="local")
+    assert found() == {}
+    assert "ends here alone" in in_order("doctor.end_session")
+
+
 def test_where_the_op_sends_its_logouts(op: OpenIDProvider) -> None:
     op.metadata["backchannel_logout_supported"] = True
     assert "/oidc/op/backchannel-logout/" in in_order("doctor.backchannel_logout")
