@@ -298,6 +298,7 @@ def test_the_tutorial_works_as_written(project: Project) -> None:
         assert "no issues" in project.run("manage.py", "check")
         project.run("manage.py", "migrate")
         walk_through(project)
+        break_and_mend(project)
     assert "\nOK\n" in project.run("manage.py", "test")
 
 
@@ -321,3 +322,18 @@ def walk_through(project: Project) -> None:
             200,
             f"{site}/oidc/logged-out/",
         )
+
+
+def break_and_mend(project: Project) -> None:
+    """What the doctor says of a wrong issuer is what the tutorial shows, and helps."""
+    settings, page = project.folder / "mysite/settings.py", (DOCS / "tutorial.md").read_text()
+    right = f'"ISSUER": "http://127.0.0.1{project.ports[":9000"]}",'
+    settings.write_text(settings.read_text().replace(right, right.replace('",', '/",')))
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        project.run("manage.py", "oidc_doctor", "local")
+    (mend,) = re.findall(r"Mend: Write (.+)", failed.value.stdout)
+    (why,) = re.findall(r"Why: (.+)", failed.value.stdout)
+    assert mend == right
+    assert f"Why: {why}\n" in page
+    settings.write_text(settings.read_text().replace(right.replace('",', '/",'), mend))
+    assert "Errors: 0, warnings: 0" in project.run("manage.py", "oidc_doctor", "local")
