@@ -175,10 +175,10 @@ def system_checks() -> str:
     for check_id in HINTS_OF_MANY_WORDS:
         hints[check_id] = {"It says what the option is for, or where it belongs.": None}
     rows = (
-        (f"`{name}`", sentence, "<br>".join(hints.get(name.partition(".")[2], ())))
+        (f"`{name}`", "<br>".join([sentence, *hints.get(name.partition(".")[2], ())]))
         for name, sentence in _readme_rows(r"oidc_rp\.[EW]\d{3}").items()
     )
-    return table("id|what is wrong|what the hint says", rows)
+    return table("id|what is wrong, and what the hint says", rows)
 
 
 def _hints(module: ModuleType) -> Iterator[tuple[str, str]]:
