@@ -7,18 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, TypeVar
 
 from django.core.cache import cache
 
 from . import conf, events
 from .admin_health import moment
-from .discovery import FRESH, STALE
+from .discovery import FRESH, STALE, document_key, is_fixed, metadata_reader
 from .errors import OIDCError
 from .models import DatabaseClock, Event, ProviderCircuit
 from .protocol import jose
-from .protocol.metadata import ProviderMetadata, discovery_url, read_provider_metadata
+from .protocol.metadata import ProviderMetadata, discovery_url
 
 T = TypeVar("T")
 
@@ -130,24 +129,18 @@ def _status(provider: conf.Provider, circuit: Any, errors: tuple[Any, ...]) -> P
 
 def _metadata(provider: conf.Provider) -> tuple[ProviderMetadata | None, Document]:
     """As discovery.published_metadata makes it of settings and what was discovered."""
-    override = {name: value for name, value in provider.metadata.items() if name != "issuer"}
-
-    def read(document: dict[str, Any]) -> ProviderMetadata:
-        together = {**document, **override}
-        loopback = provider.allow_loopback_http
-        return read_provider_metadata(together, provider.issuer, loopback_http=loopback)
-
-    if "authorization_endpoint" in override and "token_endpoint" in override:
-        with suppress(OIDCError):  # what is wrong with it is told at the next sign-in
-            return read({"issuer": provider.issuer}), Document(fixed=True)
-        return None, Document(fixed=True)
-    return _cached(discovery_url(provider.issuer), read)
+    read = metadata_reader(provider)
+    if not is_fixed(provider):
+        return _cached(discovery_url(provider.issuer), read)
+    with suppress(OIDCError):  # what is wrong with it is told at the next sign-in
+        return read({"issuer": provider.issuer}), Document(fixed=True)
+    return None, Document(fixed=True)
 
 
 def _cached(url: str, read: Callable[[dict[str, Any]], T]) -> tuple[T | None, Document]:
     """What the workers share of a document (discovery.py); nothing where that cannot be used."""
     try:
-        shared = cache.get("oidc_rp:" + sha256(url.encode()).hexdigest()[:32])
+        shared = cache.get(document_key(url))
         return read(shared["document"]), Document(time.time() - float(shared["fetched_at"]))
     except Exception:  # noqa: BLE001 - not there, not readable, or the cache fails in its own way
         return None, Document()

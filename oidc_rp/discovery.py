@@ -39,7 +39,7 @@ class Published(Generic[T]):
         self._transport = transport
         self._url = url
         self._read = read
-        self._key = "oidc_rp:" + sha256(url.encode()).hexdigest()[:32]
+        self._key = document_key(url)
         self._lock = threading.Lock()  # one fetch at a time in this process
         self._value: T | None = None
         self._fetched_at = 0.0
@@ -167,8 +167,27 @@ class Published(Generic[T]):
         return stamped
 
 
+def document_key(url: str) -> str:
+    """Where the cache has what all workers share of a document: itself, and when it was fetched."""
+    return "oidc_rp:" + sha256(url.encode()).hexdigest()[:32]
+
+
 def published_metadata(provider: Provider, transport: Transport) -> Callable[[], ProviderMetadata]:
     """Return what returns the OP's metadata: discovered, overridden, or all from METADATA."""
+    read = metadata_reader(provider)
+    if is_fixed(provider):
+        fixed = read({"issuer": provider.issuer})
+        return lambda: fixed
+    return Published(transport, discovery_url(provider.issuer), read).get
+
+
+def is_fixed(provider: Provider) -> bool:
+    """Whether METADATA says it all, and nothing is discovered."""
+    return {"authorization_endpoint", "token_endpoint"} <= provider.metadata.keys()
+
+
+def metadata_reader(provider: Provider) -> Callable[[Mapping[str, Any]], ProviderMetadata]:
+    """Return what makes checked metadata of a discovered document, METADATA laid over it."""
     override = {name: value for name, value in provider.metadata.items() if name != "issuer"}
 
     def read(document: Mapping[str, Any]) -> ProviderMetadata:
@@ -176,10 +195,7 @@ def published_metadata(provider: Provider, transport: Transport) -> Callable[[],
             {**document, **override}, provider.issuer, loopback_http=provider.allow_loopback_http
         )
 
-    if "authorization_endpoint" in override and "token_endpoint" in override:
-        fixed = read({"issuer": provider.issuer})
-        return lambda: fixed
-    return Published(transport, discovery_url(provider.issuer), read).get
+    return read
 
 
 def published_keys(transport: Transport, jwks_uri: str) -> "Published[jose.KeySet]":

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 from django.core.cache import cache
 from django.test import override_settings
 
 from oidc_rp import conf
+from oidc_rp.discovery import document_key
 from oidc_rp.sealing import generate_key
 
 from .provider import OpenIDProvider
@@ -156,5 +156,4 @@ def _at(op: OpenIDProvider, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _forget_documents(op: OpenIDProvider) -> None:
     """Drop what an OP at the same port may have left in a cache that outlives it (discovery.py)."""
-    for url in (op.url("discovery"), op.url("jwks")):
-        cache.delete("oidc_rp:" + sha256(url.encode()).hexdigest()[:32])
+    cache.delete_many([document_key(op.url(name)) for name in ("discovery", "jwks")])
