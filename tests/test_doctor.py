@@ -19,6 +19,7 @@ from pytest_django import Settings
 
 from oidc_rp import doctor, testing
 from oidc_rp.doctor import ERROR, OK, WARNING, Finding
+from oidc_rp.doctor.site import PROXY_HEADER
 from oidc_rp.sealing import KeyRing, generate_key
 from oidc_rp.testing import OpenIDProvider, SigningKey, issue_certificate
 from tests.conftest import Configure
@@ -431,7 +432,7 @@ def test_a_redirect_uri_behind_a_proxy_that_nobody_told_of(settings: Settings) -
     settings.SECURE_PROXY_SSL_HEADER = None
     finding = the_one("doctor.redirect_uri", WARNING)
     assert "http://rp.example/oidc/op/callback/" in finding.what
-    assert doctor.PROXY_HEADER in finding.mend
+    assert PROXY_HEADER in finding.mend
     assert '"REDIRECT_URIS": ["https://rp.example/oidc/op/callback/"]' in finding.mend
 
 
@@ -450,7 +451,7 @@ def test_a_proxy_header_that_no_request_has(settings: Settings, header: Any) -> 
     settings.SECURE_PROXY_SSL_HEADER = header
     finding = found()["doctor.proxy_header"]
     assert (finding.level, finding.provider) == (ERROR, "")
-    assert doctor.PROXY_HEADER in finding.mend
+    assert PROXY_HEADER in finding.mend
 
 
 @pytest.mark.parametrize(
@@ -657,8 +658,8 @@ def test_it_works_without_a_database(op: OpenIDProvider, tmp_path: Path, databas
 
 def test_each_code_is_in_the_docs() -> None:
     """Each code of the doctor has its row, and no row has a code that is not there."""
-    source = (ROOT / "oidc_rp/doctor.py").read_text()
-    codes = set(re.findall(r'_(?:ok|warning|error)\(\s*"([a-z_]+)"', source))
+    source = "".join(path.read_text() for path in (ROOT / "oidc_rp/doctor").glob("*.py"))
+    codes = set(re.findall(r'\b(?:fine|doubtful|wrong)\(\s*"([a-z_]+)"', source))
     codes |= set(re.findall(r'_not_fetched\("([a-z_]+)"', source))
     table = (ROOT / "docs/doctor.md").read_text().partition("## What it looks at")[2]
     assert codes == set(re.findall(r"`doctor\.([a-z_]+)`", table))

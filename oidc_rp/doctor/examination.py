@@ -1,0 +1,66 @@
+"""All of it in its order: the site, then each provider."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+from .. import conf
+from ..errors import ConfigurationError
+from .findings import ERROR, Finding, wrong
+from .op import op_findings
+from .redirects import redirect_findings
+from .site import check_findings, kept_token_findings, site_findings
+
+
+def slugs() -> list[str]:
+    """Every provider that the settings name; of those that a callable names, the usable ones."""
+    providers = conf.given().get("PROVIDERS")
+    return [str(slug) for slug in (providers if isinstance(providers, dict) else conf.providers())]
+
+
+def examine(slug: str | None = None) -> Iterator[Finding]:
+    """Look at the whole site, then at each provider or at the one of this slug.
+
+    Raises ConfigurationError "provider.unknown".
+    """
+    chosen = slugs() if slug is None else [slug]
+    if slug is not None and slug not in slugs():
+        _known(slug)
+    told = list(check_findings())
+    yield from (finding for finding in told if not finding.provider)
+    yield from site_findings()
+    if not chosen:
+        yield wrong(
+            "providers",
+            "OIDC_RP['PROVIDERS'] has no provider that can be used.",
+            "Nobody can sign in.",
+            "The README shows a provider; what a callable of yours raises is in the log.",
+        )
+    for each in chosen:
+        of_checks = [finding for finding in told if finding.provider == each]
+        for finding in (*of_checks, *_provider_findings(each, of_checks)):
+            yield replace(finding, provider=each)
+
+
+def _known(slug: str) -> None:
+    try:
+        conf.provider(slug)
+    except ConfigurationError as error:
+        if error.code == "provider.unknown":
+            raise
+
+
+def _provider_findings(slug: str, told: Collection[Finding]) -> Iterator[Finding]:
+    try:
+        provider = conf.provider(slug)
+    except ConfigurationError as error:
+        if not any(finding.level == ERROR for finding in told):
+            yield wrong(
+                "provider",
+                f"This provider cannot be used: {error.message}",
+                "No sign-in goes on with half a configuration.",
+                "Correct its options, or the callable that they come from.",
+            )
+        return
+    yield from kept_token_findings(provider, {finding.code for finding in told})
+    yield from redirect_findings(provider)
+    yield from op_findings(provider)

@@ -1,0 +1,130 @@
+"""Where the browser comes back to: the redirect URI as it is built, and as it is registered."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.exceptions import DisallowedHost, ImproperlyConfigured
+from django.http import HttpRequest
+from django.http.request import validate_host
+from django.urls import NoReverseMatch, Resolver404, resolve, reverse
+
+from ..conf import Provider
+from ..protocol.metadata import (
+    is_loopback,
+)
+from ..visits import redirect_uri
+from .findings import Finding, doubtful, fine, wrong
+from .site import MAX_HOSTS, PROXY_HEADER, proxy_header, samesite
+
+
+def redirect_findings(provider: Provider) -> Iterator[Finding]:
+    try:
+        path = reverse("oidc_rp:callback", args=[provider.slug])
+    except NoReverseMatch:
+        return  # E017
+    if not path.startswith(settings.SESSION_COOKIE_PATH):
+        yield wrong(
+            "cookie_path",
+            f"SESSION_COOKIE_PATH {settings.SESSION_COOKIE_PATH!r} leaves out {path}.",
+            "The browser comes back without its cookie: each sign-in ends with state.no_cookie.",
+            'SESSION_COOKIE_PATH = "/"',
+        )
+    if provider.redirect_uris:
+        yield from _written_redirect_findings(provider)
+    else:
+        yield from _built_redirect_findings(provider)
+    if provider.response_mode == "form_post" and samesite() != "none":
+        yield fine(
+            "form_post",
+            "form_post comes without the session cookie (SameSite): a small page of this site "
+            "sends the response again.",
+        )
+
+
+def _written_redirect_findings(provider: Provider) -> Iterator[Finding]:
+    uri = provider.redirect_uris[0]
+    parts = urlsplit(uri)
+    callback = reverse("oidc_rp:callback", args=[provider.slug])
+    if not _is_callback(parts.path, provider.slug):
+        yield wrong(
+            "redirect_uri",
+            f"REDIRECT_URIS names {uri}, which is not the callback of this provider.",
+            "The OP sends the browser to a page that cannot finish the sign-in.",
+            f'"REDIRECT_URIS": ["{parts.scheme}://{parts.netloc}{callback}"], also at the OP.',
+        )
+    elif not _is_allowed_host(parts.hostname or ""):
+        yield wrong(
+            "redirect_uri",
+            f"REDIRECT_URIS names {uri}, and ALLOWED_HOSTS lacks {parts.hostname!r}.",
+            "Django answers 400 when the browser comes back.",
+            f'Add "{parts.hostname}" to ALLOWED_HOSTS.',
+        )
+    else:
+        yield fine("redirect_uri", f"Register at the OP: {uri}")
+
+
+def _is_callback(path: str, slug: str) -> bool:
+    """Whether this path leads to the callback of this provider, below any script prefix."""
+    prefix = reverse("oidc_rp:callback", args=[slug])
+    try:
+        found = resolve(path)
+    except Resolver404:
+        return path == prefix
+    return found.view_name.endswith("oidc_rp:callback") and found.kwargs.get("slug") == slug
+
+
+def _is_allowed_host(host: str) -> bool:
+    allowed = settings.ALLOWED_HOSTS
+    if settings.DEBUG and not allowed:
+        allowed = [".localhost", "127.0.0.1", "[::1]"]
+    return validate_host(f"[{host}]" if ":" in host else host, allowed)
+
+
+def _is_plain(uri: str) -> bool:
+    """Whether this is http, and leaves the machine."""
+    parts = urlsplit(uri)
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+
+
+def _built_redirect_findings(provider: Provider) -> Iterator[Finding]:
+    uris = [uri for host in _hosts() for uri in _uri_at(host, provider)]
+    plain = [uri for uri in uris if _is_plain(uri)]
+    if good := [uri for uri in uris if uri not in plain]:
+        yield fine("redirect_uri", f"Register at the OP: {', '.join(good)}")
+    if plain:
+        # No error: the server may know by itself of the proxy's https, as gunicorn can.
+        yield doubtful(
+            "redirect_uri",
+            f"The redirect URI is built as {', '.join(plain)}",
+            "It is what Django builds where no SECURE_PROXY_SSL_HEADER says that a proxy ends "
+            "TLS. The OP refuses it unless it is registered so, and most register https only.",
+            f"Behind such a proxy: {PROXY_HEADER}, and have the proxy set that header always. "
+            f'Or write "REDIRECT_URIS": ["https{plain[0][4:]}"], and register it.',
+        )
+
+
+def _uri_at(host: str, provider: Provider) -> Iterator[str]:
+    with suppress(DisallowedHost, ImproperlyConfigured):  # told by allowed_hosts, proxy_header
+        yield redirect_uri(_request_at(host), provider)
+
+
+def _hosts() -> list[str]:
+    """The hosts of the site as far as the settings name them; runserver's where they need not."""
+    if settings.DEBUG and not settings.ALLOWED_HOSTS:
+        return ["localhost:8000"]
+    named = [host.removeprefix(".") for host in settings.ALLOWED_HOSTS if host != "*"]
+    return named[:MAX_HOSTS]
+
+
+def _request_at(host: str) -> HttpRequest:
+    """A request as it arrives from the proxy that the settings speak of."""
+    request = HttpRequest()
+    request.META = {"SERVER_NAME": host, "SERVER_PORT": "80", "HTTP_HOST": host}
+    if settings.USE_X_FORWARDED_HOST:
+        request.META["HTTP_X_FORWARDED_HOST"] = host
+    if header := proxy_header():
+        name = header[0].upper().replace("-", "_")
+        request.META[name if name.startswith("HTTP_") else f"HTTP_{name}"] = header[1]
+    return request
