@@ -27,12 +27,12 @@ from ..protocol import jose
 from ..protocol.metadata import TENANT
 from ..testing import OpenIDProvider, SigningKey
 from ..testing.browser import Browser, Callback, Response
+from ..testing.installation import serve
 
 ELSEWHERE = "/elsewhere"
 """A path of the OP that nobody has a reason to ask for."""
 
 FORM = "application/x-www-form-urlencoded"
-_PRIVATE = frozenset("d p q dp dq qi".split())
 _OUTSIDE_SIGNALS = (user_logged_in, user_logged_out, user_login_failed, got_request_exception)
 
 
@@ -162,28 +162,21 @@ def _suit(
     domain = min(provider.email_domains, default="oidc-attack.invalid")
     own = {"sub": name, "preferred_username": name, "email": f"{name}@{domain}"}
     op.person |= own | dict(claims)
-    op.signing_alg = provider.id_token_signed_response_alg or op.signing_alg
-    op.userinfo_signing_alg = provider.userinfo_signed_response_alg or ""
-    op.userinfo_jwt = bool(op.userinfo_signing_alg)
-    op.id_token_carries_claims = not provider.userinfo
-    op.acr_values_supported = list(provider.default_acr_values)
     if provider.tenants:
         op.metadata["issuer"] = f"{op.origin}/{TENANT}"
         op.id_token_claims |= {"iss": iss, "tid": min(provider.tenants)}
         op.authorization_params["iss"] = op.userinfo_claims["iss"] = iss
-    return _suit_client(op, provider)
+    key = _client_key(provider)
+    own_options = {name: getattr(provider, item.name) for name, item in conf.OPTIONS.items()}
+    serve(op, own_options | {"PRIVATE_KEY": key})
+    return key
 
 
-def _suit_client(op: OpenIDProvider, provider: conf.Provider) -> dict[str, Any] | None:
-    methods = op.metadata["token_endpoint_auth_methods_supported"]
-    method = provider.token_endpoint_auth_method
-    if method is not None and method not in methods:
-        methods.append(method)
+def _client_key(provider: conf.Provider) -> dict[str, Any] | None:
+    """A key like the client's own, which stays where it is; None where it has none."""
     if provider.private_key is None:
         return None
-    key = SigningKey.generate(provider.token_endpoint_auth_signing_alg or "RS256").private_jwk
-    op.client_jwk = {name: value for name, value in key.items() if name not in _PRIVATE}
-    return key
+    return SigningKey.generate(provider.token_endpoint_auth_signing_alg or "RS256").private_jwk
 
 
 def _options(
