@@ -7,6 +7,7 @@ from pathlib import Path
 
 from django.dispatch import Signal
 
+from docs._ext.from_code import default_of
 from oidc_rp import checks, conf, events, grants, signals
 
 ROOT = Path(__file__).parent.parent
@@ -26,17 +27,6 @@ def settings_table() -> str:
         star = "" if name in conf.OWN_OPTIONS else " *"
         lines.append(f"| `{name}`{star} | {field.metadata['sentence']} | {default_of(field)} |")
     return "\n".join(lines) + "\n"
-
-
-def default_of(field: "conf.Field[object]") -> str:
-    if field.default_factory is not conf.MISSING:
-        return f"`{field.default_factory()}`"
-    if field.default is conf.MISSING:
-        return "required"
-    if field.default is None or field.default in ("", frozenset(), ()):
-        return ""
-    default = list(field.default) if isinstance(field.default, tuple) else field.default
-    return f"`{default!r}`"
 
 
 def codes() -> Iterator[str]:
