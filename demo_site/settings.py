@@ -43,7 +43,7 @@ OIDC_RP = {
     ],
     "ALLOW_LOOPBACK_HTTP": not HTTPS,
     "GROUPS_CLAIM": "groups",
-    "GROUPS": {"staff": "Identity viewers"},  # what that group may see: prepare_site
+    "GROUPS": {"staff": "Support desk"},  # what that group may see and do: prepare_site
     "STAFF_GROUPS": ["staff"],
     "SESSION_RENEWAL": 300,  # seconds, and the provider has to vouch for a session again
     "TOKEN_KEYS": [secrets.token_key],
