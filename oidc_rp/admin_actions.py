@@ -112,25 +112,25 @@ ACTIONS = (
     Action(
         "end_sessions",
         _("End sessions"),
-        _("Signed out in every browser. Tokens for background jobs stay."),
+        _("Sign out in every browser? Tokens for background jobs stay."),
         _end_sessions,
     ),
     Action(
         "renew_tokens",
         _("Renew tokens now"),
-        _("Each refresh token is spent at the provider, which answers with new tokens."),
+        _("Renew now? Each refresh token is spent at the provider, which answers with new ones."),
         _renew_tokens,
     ),
     Action(
         "revoke_tokens",
         _("Revoke tokens at the provider"),
-        _("Every grant is closed here and revoked at the provider. Only a new sign-in brings one."),
+        _("Close every grant, and revoke it at the provider? Only a new sign-in brings another."),
         _revoke_tokens,
     ),
     Action(
         "unlink_identity",
         _("Unlink from the user"),
-        _("The identity is deleted with its sessions and grants. The user stays."),
+        _("Delete the identity, its sessions and its grants? The user stays."),
         _unlink_identity,
     ),
 )
