@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from django.core.cache import cache
@@ -126,32 +127,42 @@ def refused(
     """Add a refusal, which has its line in the log already, as long as there is room.
 
     Anybody can be refused as often as they like: only the first REFUSALS_A_MINUTE have a row, and
-    none while the cache fails. provider: a slug that is one of ours, or "". whose: asked for a row.
+    none while the cache fails; one more row, of the code UNNOTED, tells that there were others.
+    provider: a slug that is one of ours, or "". whose: asked for a row.
     """
     telemetry.count(name, code, provider)
-    if _has_room(name):
+    number = _number(name, code)
+    if number <= REFUSALS_A_MINUTE:
         about = replace(whose(), provider=provider)
         _store([_row(about, name, code, "", reference)])
+    elif number == REFUSALS_A_MINUTE + 1:
+        _store([_row(Whose(), name, UNNOTED)])
 
 
 REFUSALS_A_MINUTE = 60
+UNNOTED = "more"
+PROVEN = frozenset({"id_token", "userinfo", "account", "session"})
+"""Kinds of codes that nobody comes to but by a login at an OP. They have room of their own: the
+noise that strangers make for nothing takes none from them."""
 
 
-def room(name: str, at: float) -> str:
+def room(name: str, code: str, at: float) -> str:
     """The cache's key of how many such refusals there were in a minute; at: seconds since 1970."""
-    return f"oidc_rp:{name}:{int(at) // 60}"
+    kind = "proven" if code.partition(".")[0] in PROVEN else "any"
+    return f"oidc_rp:{name}:{kind}:{int(at) // 60}"
 
 
-def _has_room(name: str) -> bool:
-    key = room(name, time.time())
+def _number(name: str, code: str) -> float:
+    """How many there are with this one; inf while nobody can count."""
+    key = room(name, code, time.time())
     try:
         cache.add(key, 0, 120)
-        return bool(cache.incr(key) <= REFUSALS_A_MINUTE)
+        return int(cache.incr(key))
     except Exception:  # noqa: BLE001 - each cache backend has its own kinds
-        return False
+        return inf
 
 
-def _row(whose: Whose, name: str, code: str, actor: str, reference: str = "") -> Any:
+def _row(whose: Whose, name: str, code: str, actor: str = "", reference: str = "") -> Any:
     return Event(
         identity_id=whose.identity,
         user_id=whose.user,

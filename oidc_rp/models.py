@@ -386,25 +386,39 @@ class EventQuerySet(models.QuerySet["Event"]):
     def delete(self) -> NoReturn:
         raise TypeError("events are deleted by oidc_prune, or with their user")
 
+    def bulk_create(self, *args: Any, update_conflicts: bool = False, **kwargs: Any) -> Any:
+        if update_conflicts:
+            raise TypeError("events are never changed")
+        return super().bulk_create(*args, **kwargs)
+
 
 class Event(models.Model):
     """One thing that happened: what, when, to whom, why, and who did it; see events.py.
 
     Never changed, and deleted by age alone, or with the user. identity: None where nobody was known
     (a login that was refused), or once it is unlinked. reference: what a refusal's page tells.
+
+    The database does not hold an event to those whom it names: one of them may be deleted at this
+    moment, and a constraint that is looked at last would then undo all of the caller's transaction.
     """
 
     identity = models.ForeignKey(
-        Identity, null=True, on_delete=models.SET_NULL, related_name="events"
+        Identity, null=True, on_delete=models.SET_NULL, related_name="events", db_constraint=False
     )
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         null=True,
         on_delete=models.CASCADE,
         related_name="oidc_events",
+        db_constraint=False,
     )
     grant = models.ForeignKey(
-        Grant, null=True, on_delete=models.SET_NULL, related_name="events", db_index=False
+        Grant,
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="events",
+        db_index=False,
+        db_constraint=False,
     )
     provider = models.SlugField(max_length=50, default="", db_index=False)
     at = InstantField(default=timezone.now)
@@ -431,4 +445,7 @@ class Event(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         if not self._state.adding:
             raise TypeError("events are never changed")
-        super().save(*args, **kwargs)
+        super().save(*args, **kwargs | {"force_insert": True})
+
+    def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("events are deleted by oidc_prune, or with their user")

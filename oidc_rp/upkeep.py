@@ -28,6 +28,9 @@ logger = logging.getLogger("oidc_rp")
 T = TypeVar("T")
 
 PAGE = 100
+
+OF_NOBODY = timedelta(days=14)
+"""How long events stay that name no person: strangers make them for nothing."""
 """Rows that are looked at in one go; so much is in memory, however many there are."""
 
 LEFT_ALONE = timedelta(days=1)
@@ -212,6 +215,8 @@ def _prune(closed_for: timedelta, events_for: timedelta) -> Pruned:
     done.grants = _delete_closed(closed_for)
     done.access_tokens = _delete(_expired_access_tokens())
     done.events = _delete(_rows(Event).filter(at__lt=DatabaseClock(-events_for)))
+    of_nobody = _rows(Event).filter(identity=None, user=None)
+    done.events += _delete(of_nobody.filter(at__lt=DatabaseClock(-min(events_for, OF_NOBODY))))
     _delete(_rows(LogoutMark).filter(at__lt=_long_ago()))
     done.circuits = _delete(_rows(ProviderCircuit).filter(not_before__lt=_long_ago()))
     while revocation.work_off():

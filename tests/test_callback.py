@@ -845,7 +845,7 @@ def test_M3_of_parallel_callbacks_with_one_state_exactly_one_succeeds(
     settings.SESSION_ENGINE = engine
     settings.SESSION_FILE_PATH = str(tmp_path)
     for minute in (0, 60):  # no rows: in memory, SQLite lets nobody wait for a writer
-        room = events.room(events.LOGIN_REFUSED, time.time() + minute)
+        room = events.room(events.LOGIN_REFUSED, "state.unknown", time.time() + minute)
         cache.set(room, events.REFUSALS_A_MINUTE, 120)
     browser = Browser()
     callback = browser.visit_op(browser.start("op"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.cache import cache
-from django.db import connection
+from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from opentelemetry import metrics
@@ -23,6 +23,7 @@ from oidc_rp.models import Event, Identity
 from oidc_rp.testing import OpenIDProvider
 from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
+from tests.tokens import failing_at
 
 REFUSED = "/oidc/op/callback/?state=x"
 
@@ -202,20 +203,49 @@ def test_a_refused_logout_is_noted(browser: Browser) -> None:
 def test_nobody_fills_the_table_with_refusals(
     configure: Configure, db: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Sixty a minute have a row; all are in the log. Logins and logouts do not take turns."""
+    """Sixty a minute have a row, and one row tells of the others; all are in the log. Logins and
+    logouts do not take turns."""
     used = events.REFUSALS_A_MINUTE - 5
     for minute in (0, 60):
-        cache.set(events.room(events.LOGIN_REFUSED, time.time() + minute), used, 120)
+        cache.set(
+            events.room(events.LOGIN_REFUSED, "state.unknown", time.time() + minute), used, 120
+        )
     for _ in range(4):
         Client().get(REFUSED)
     assert Event.objects.count() == 4
     since = int(time.time()) // 60
     for _ in range(10):
         Client().get(REFUSED)
-    assert int(time.time()) // 60 > since or Event.objects.count() == 5
+    assert int(time.time()) // 60 > since or told() == [
+        *told()[:5],
+        ("login_refused", "more", events.worker()),
+    ]
     assert sum("refused" in record.getMessage() for record in caplog.records) == 14
     Client().post("/oidc/op/backchannel-logout/", {"logout_token": "x"})
     assert Event.objects.filter(name="logout_refused").count() == 1
+
+
+def test_the_noise_of_strangers_takes_no_room_from_what_was_proven(
+    browser: Browser, op: OpenIDProvider
+) -> None:
+    """Nobody comes to a refused ID Token without a login at the OP."""
+    for minute in (0, 60):
+        room = events.room(events.LOGIN_REFUSED, "state.unknown", time.time() + minute)
+        cache.set(room, events.REFUSALS_A_MINUTE + 1, 120)
+    browser.client.get(REFUSED)
+    assert not Event.objects.exists()
+    op.id_token_claims["aud"] = "somebody else"
+    browser.sign_in("op")
+    assert [(name, code) for name, code, _ in told()] == [("login_refused", "id_token.aud")]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_event_about_somebody_deleted_undoes_nothing(configure: Configure) -> None:
+    """Not even at the end of the caller's transaction, when a database looks at constraints."""
+    with transaction.atomic():
+        get_user_model().objects.create_user("important")
+        events.note(events.Whose(identity=NOBODY, provider="op"), events.CLOSED, "logout")
+    assert the_user().get_username() == "important"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +297,8 @@ def test_a_failure_to_note_breaks_nothing(
 ) -> None:
     """The caller's work is done, and the log has both the event and the failure."""
     caplog.set_level(logging.INFO, "oidc_rp")
-    events.note(events.Whose(identity=NOBODY, provider="op"), events.CLOSED, "logout")
+    with failing_at("INSERT", Event._meta.db_table):
+        events.note(events.Whose(identity=NOBODY, provider="op"), events.CLOSED, "logout")
     assert not Event.objects.exists()
     lines = [record.getMessage() for record in caplog.records if record.name == "oidc_rp"]
     assert lines == [f"identity {NOBODY}, grant None: closed logout", "closed could not be noted"]
@@ -282,10 +313,23 @@ def test_an_event_is_never_changed(user: Any) -> None:
     """Neither by itself nor as one of many; only whoever prunes deletes it."""
     events.note(events.Whose(user=user.pk), events.CLOSED)
     event = Event.objects.get()
-    for change in (event.save, lambda: Event.objects.update(code=""), Event.objects.all().delete):
+    for change in (
+        event.save,
+        event.delete,
+        lambda: Event.objects.update(code=""),
+        Event.objects.all().delete,
+        lambda: Event.objects.bulk_create(
+            [Event(pk=event.pk)],
+            update_conflicts=True,
+            unique_fields=["id"],
+            update_fields=["name"],
+        ),
+    ):
         with pytest.raises(TypeError):
             change()
-    assert Event.objects.get().code == event.code
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Event(pk=event.pk, name="forged").save()
+    assert Event.objects.get().name == event.name
 
 
 def test_each_event_has_a_sentence() -> None:
