@@ -16,7 +16,8 @@ from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model, QuerySet
+from django.core.validators import slug_re
+from django.db.models import Max, Model, QuerySet
 from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -43,6 +44,12 @@ from .admin_providers import statuses
 from .admin_search import FOUND, BoundedPaginator, keys_found, refusals_of
 from .devices import browser_of, system_of
 from .models import DatabaseClock, Event, Grant, Identity, Session
+
+NOTHING = "-"
+"""As Django shows a value that is not there."""
+
+SHORT = 16
+"""Characters of a sub that the list shows."""
 
 PERSON = ("user", "provider", "iss", "sub", "created_at", "last_login_at")
 TOKENS = ("health", "last_renewal", "next_renewal", "scopes", "key_ids")
@@ -174,7 +181,10 @@ class ProviderFilter(admin.SimpleListFilter):
         return [(slug, slug) for slug in slugs]
 
     def queryset(self, request: HttpRequest, rows: "QuerySet[Any, Any]") -> "QuerySet[Any, Any]":
-        return rows.filter(provider=self.value()) if self.value() else rows
+        asked = self.value()
+        if not asked:
+            return rows
+        return rows.filter(provider=asked) if slug_re.match(asked) else rows.none()
 
 
 class TroubleFilter(admin.SimpleListFilter):
@@ -202,8 +212,11 @@ class TroubleFilter(admin.SimpleListFilter):
         if since is None:
             return rows
         told = Event.objects.filter(at__gte=DatabaseClock(-since), name__in=self.NAMES)
-        told = told.exclude(identity=None).order_by("-at")
-        return rows.filter(pk__in=set(told.values_list("identity_id", flat=True)[:FOUND]))
+        latest = (
+            told.exclude(identity=None).order_by().values("identity_id").annotate(latest=Max("at"))
+        )
+        found = latest.order_by("-latest").values_list("identity_id", flat=True)[:FOUND]
+        return rows.filter(pk__in=set(found))
 
 
 class IdentityList(ChangeList):
@@ -232,7 +245,7 @@ def _for_the_list(action: Action) -> Callable[..., HttpResponse | None]:
 class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     inlines = [SessionInline, GrantInline]
     actions = [_for_the_list(action) for action in ACTIONS]
-    list_display = ("user", "person", "provider", "health", "last_login_at", "sub")
+    list_display = ("user", "person", "health", "provider", "last_login_at", "short_sub")
     list_filter = (ProviderFilter, TroubleFilter)
     list_select_related = ("user",)
     list_per_page = 50
@@ -263,6 +276,10 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         claims = (_("Claims"), {"fields": ("verified_claims",), "classes": ("collapse",)})
         return [(None, {"fields": PERSON}), *tokens, claims]
 
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
+        """What the filters ask for alone: any other look-up could read the whole table."""
+        return lookup in ("provider", "trouble")
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return IdentityList
 
@@ -290,7 +307,15 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     def person(self, identity: Identity) -> str:
         """What the OP calls this person: a user name made by us would tell an operator little."""
         told = (identity.claims.get(name) for name in ("name", "email", "preferred_username"))
-        return next((str(value) for value in told if value), "")
+        return next((str(value)[:100] for value in told if value), "")
+
+    @admin.display(description="sub")
+    def short_sub(self, identity: Identity) -> SafeString | str:
+        """Its two ends; the page of the identity has all of it."""
+        if len(identity.sub) <= SHORT:
+            return str(identity.sub)
+        ends = f"{identity.sub[: SHORT // 2]}…{identity.sub[-SHORT // 2 :]}"
+        return format_html('<span title="{}">{}</span>', identity.sub, ends)
 
     @admin.display(description=_("claims"))
     def verified_claims(self, identity: Identity) -> SafeString:
@@ -301,29 +326,32 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display(description=_("health"))
     def health(self, identity: Any) -> SafeString | str:
         worst = overall(identity.shown_grants)
-        return "" if worst is None else worst.badge()
+        return NOTHING if worst is None else worst.badge()
 
     @admin.display(description=_("last renewal"))
     def last_renewal(self, identity: Any) -> str:
         renewed = [one for one in identity.shown_grants if one.refreshed_at is not None]
         latest = max(renewed, key=lambda one: one.refreshed_at, default=None)
-        return last_renewal(latest) if latest is not None else ""
+        return last_renewal(latest) if latest is not None else NOTHING
 
     @admin.display(description=_("next renewal"))
     def next_renewal(self, identity: Any) -> str:
         """The next of all; at the first use after this moment."""
-        return moment(min(filter(None, map(next_renewal, identity.shown_grants)), default=None))
+        moments = filter(None, map(next_renewal, identity.shown_grants))
+        return moment(min(moments, default=None)) or NOTHING
 
     @admin.display(description=_("scopes"))
     def scopes(self, identity: Any) -> str:
         """All that the open grants allow together."""
         scopes = [name for one in _open(identity) for name in one.scope.split()]
-        return " ".join(dict.fromkeys(scopes))
+        return " ".join(dict.fromkeys(scopes)) or NOTHING
 
     @admin.display(description=_("key id"))
     def key_ids(self, identity: Any) -> str:
         """Of the keys that the refresh tokens are sealed with."""
-        return " ".join(dict.fromkeys(one.key_id for one in _open(identity) if one.key_id))
+        return (
+            " ".join(dict.fromkeys(one.key_id for one in _open(identity) if one.key_id)) or NOTHING
+        )
 
     # Pages
 
@@ -345,7 +373,7 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     ) -> HttpResponse:
         if request.method == "GET" and request.user.has_perm("oidc_rp.view_event"):
             for event in refusals_of(request.GET.get("q", "")):
-                messages.info(request, _told(event))
+                messages.warning(request, _told(event))
         may = request.user.has_perm("oidc_rp.view_providercircuit")
         more = {"oidc_providers_url": self._url("providers") if may else ""}
         return super().changelist_view(request, {**more, **(extra_context or {})})

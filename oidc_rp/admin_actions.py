@@ -53,7 +53,7 @@ def _end_sessions(identities: Sequence[Identity], actor: str) -> list[Told]:
 
 def _revoke_tokens(identities: Sequence[Identity], actor: str) -> list[Told]:
     keys = [grant.pk for grant in _open_grants(identities)]
-    closed = sum(closing.end(key, grants.LOGOUT, actor=actor) for key in keys)
+    closed = sum(closing.end(key, grants.REVOKED, actor=actor) for key in keys)
     text = ngettext(
         "%(count)d grant closed; the provider is told.",
         "%(count)d grants closed; the provider is told.",

@@ -4,6 +4,7 @@ Nothing is fetched: a page that asks an OP which is out of reach would not come.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ T = TypeVar("T")
 LOOKED_THROUGH = 10_000
 """So many of the latest events are searched for what went wrong."""
 
-ERRORS_SHOWN = 5
+SHOWN_OF_A_KIND = 2
+"""So that what strangers can bring about hides nothing else."""
 
 TROUBLE = (
     events.LOGIN_REFUSED,
@@ -112,10 +114,11 @@ def _latest_errors() -> dict[str, list[Any]]:
     latest = Event.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
     recent = Event.objects.filter(pk__gt=latest - LOOKED_THROUGH, name__in=TROUBLE)
     found: dict[str, list[Any]] = {}
+    of_one_kind: Counter[tuple[str, str]] = Counter()
     for event in recent.order_by("-pk"):
-        of_provider = found.setdefault(event.provider, [])
-        if len(of_provider) < ERRORS_SHOWN:
-            of_provider.append(event)
+        of_one_kind[event.provider, event.name] += 1
+        if of_one_kind[event.provider, event.name] <= SHOWN_OF_A_KIND:
+            found.setdefault(event.provider, []).append(event)
     return found
 
 
@@ -141,7 +144,9 @@ def _cached(url: str, read: Callable[[dict[str, Any]], T]) -> tuple[T | None, Do
     """What the workers share of a document (discovery.py); nothing where that cannot be used."""
     try:
         shared = cache.get(document_key(url))
-        return read(shared["document"]), Document(time.time() - float(shared["fetched_at"]))
+        age = max(0.0, time.time() - float(shared["fetched_at"]))
+        int(age)  # not one that is no number, or endless
+        return read(shared["document"]), Document(age)
     except Exception:  # noqa: BLE001 - not there, not readable, or the cache fails in its own way
         return None, Document()
 

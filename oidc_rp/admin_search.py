@@ -17,6 +17,9 @@ from .models import Event, Identity, Session, digest
 FOUND = 1000
 """The most that one kind of look-up brings."""
 
+LONGEST = 255
+"""Characters of the longest thing that there is to search for, a sub."""
+
 COUNTED = 5000
 """The most rows that a list counts, and shows page by page."""
 
@@ -37,7 +40,9 @@ def keys_found(term: str) -> set[int]:
     term: the beginning of a user name or e-mail address, or all of a sub, sid or reference.
     """
     text = _unquoted(term.strip()).replace("\x00", "")
-    return {key for keys in _look_ups(text) for key in keys} if text else set()
+    if not 0 < len(text) <= LONGEST:
+        return set()
+    return {key for keys in _look_ups(text) for key in keys}
 
 
 def _unquoted(text: str) -> str:
@@ -76,7 +81,9 @@ def _of_sid(sid: str) -> Iterable[int]:
 def refusals_of(reference: str) -> list[Any]:
     """The events with this reference, which the page of a refusal tells; "" is nobody's."""
     text = reference.strip().lower().replace("\x00", "")
-    return list(Event.objects.filter(reference=text)[:10]) if text else []
+    if not 0 < len(text) <= LONGEST:
+        return []
+    return list(Event.objects.filter(reference=text)[:10])
 
 
 def _of_reference(reference: str) -> Iterable[int]:
