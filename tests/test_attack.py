@@ -3,8 +3,10 @@
 import json
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from django.contrib.auth.signals import user_logged_in
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.urls import include, path
 from django.views.decorators.csrf import csrf_exempt
 from pytest_django import Settings
@@ -24,7 +27,9 @@ from oidc_rp.attack.outcomes import FAILED, GOT_THROUGH, REFUSED
 from oidc_rp.backends import OIDCBackend
 from oidc_rp.models import Event, Identity, LogoutMark, Session
 from oidc_rp.signals import login_failed, signed_in
-from oidc_rp.testing import SigningKey
+from oidc_rp.testing import OpenIDProvider, SigningKey
+from tests.conftest import Configure
+from tests.urls import urlpatterns as test_urlpatterns
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -277,3 +282,24 @@ def test_each_attack_names_a_promise() -> None:
     promised = set(re.findall(r"\*\*(M\d+[ab]?)\*\*", PROMISES))
     assert {attack.promise for attack in ATTACKS} <= promised
     assert len({attack.sentence for attack in ATTACKS}) == len(ATTACKS)
+
+
+def test_a_login_that_leads_elsewhere_is_not_followed(
+    configure: Configure, db: None, settings: Settings, op: OpenIDProvider
+) -> None:
+    """No request leaves for where a view of the project sends people."""
+    urls = ModuleType("gated_urls")
+    gate = path("oidc/<slug>/login/", lambda *_, **__: redirect(f"{op.origin}/elsewhere?client=x"))
+    urls.urlpatterns = [gate, *test_urlpatterns]  # type: ignore[attr-defined]
+    settings.ROOT_URLCONF = urls
+    before = len(op.requests)
+    with pytest.raises(CommandError, match=f"a redirect to {op.origin}/elsewhere;") as failed:
+        call_command("oidc_attack", "op")
+    assert failed.value.returncode == 2
+    assert len(op.requests) == before
+
+
+def test_it_is_for_a_process_of_its_own(configure: Configure, db: None) -> None:
+    """A server's threads would have its settings meanwhile."""
+    with ThreadPoolExecutor(1) as pool, pytest.raises(CommandError, match="one of its own"):
+        pool.submit(call_command, "oidc_attack", "op").result()

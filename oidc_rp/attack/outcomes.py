@@ -11,7 +11,7 @@ from ..protocol import jose
 from ..testing import SigningKey
 from ..testing.browser import Response
 from .attacks import ATTACKS, Attack
-from .stage import ELSEWHERE, Scene, refusal_code, scene_of, unheard
+from .stage import ELSEWHERE, LeadsElsewhere, Scene, refusal_code, scene_of, unheard
 
 REFUSED, GOT_THROUGH, FAILED = "REFUSED", "GOT THROUGH", "FAILED"
 
@@ -75,7 +75,10 @@ def _keys_for(provider: conf.Provider) -> list[SigningKey]:
 
 def _be_honest(provider: conf.Provider, keys: list[SigningKey], claims: Mapping[str, Any]) -> None:
     with scene_of(provider, keys, claims, {}) as scene:
-        response = scene.sign_in()
+        try:
+            response = scene.sign_in()
+        except LeadsElsewhere as error:
+            raise NotProven("sign-in", f"a redirect to {error}") from error
         if not scene.is_signed_in():
             raise NotProven("sign-in", _reason(scene, response))
         response = scene.log_out(scene.logout_token())

@@ -20,7 +20,7 @@ from django.core.signals import got_request_exception
 from django.db import connections, transaction
 from django.dispatch import Signal
 from django.test import Client, override_settings
-from django.urls import reverse
+from django.urls import get_resolver, reverse
 
 from .. import conf, session_index, signals
 from ..protocol import jose
@@ -34,6 +34,10 @@ ELSEWHERE = "/elsewhere"
 
 FORM = "application/x-www-form-urlencoded"
 _OUTSIDE_SIGNALS = (user_logged_in, user_logged_out, user_login_failed, got_request_exception)
+
+
+class LeadsElsewhere(Exception):
+    """The site's login leads to another place than the OP; the message is its URL, no query."""
 
 
 @dataclass
@@ -63,8 +67,7 @@ class Scene:
 
     def answered(self, browser: Browser | None = None) -> Callback:
         """Return the OP's honest answer to a login that begins now."""
-        begun = self.begin(browser)
-        return self.browser.visit_op(begun.headers["Location"])
+        return self._at_the_op(self.begin(browser))
 
     def come_back(self, callback: Callback, browser: Browser | None = None) -> Response:
         """Bring an answer to the site, in this browser from now on."""
@@ -77,7 +80,14 @@ class Scene:
         begun = self.begin()
         if "Location" not in begun.headers:
             return begun
-        return self.come_back(self.browser.visit_op(begun.headers["Location"]))
+        return self.come_back(self._at_the_op(begun))
+
+    def _at_the_op(self, begun: Response) -> Callback:
+        """Follow the site to the OP, and to nobody else: a page of its own may lead anywhere."""
+        location = begun.headers["Location"]
+        if not location.startswith(f"{self.op.origin}/"):
+            raise LeadsElsewhere(location.partition("?")[0])
+        return self.browser.visit_op(location)
 
     def logout_token(self, **changes: Any) -> str:
         return self.op.logout_token(**({"iss": self.iss} | changes))
@@ -230,6 +240,7 @@ def _mail() -> dict[str, Any]:
 @contextmanager
 def unheard() -> Iterator[None]:
     """Nobody outside hears of it: no log record, and no receiver of the project."""
+    _ = get_resolver().url_patterns  # what the project's views connect, they have connected now
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     own = [signal for signal in vars(signals).values() if isinstance(signal, Signal)]

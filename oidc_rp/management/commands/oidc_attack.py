@@ -1,6 +1,7 @@
 """Attack this project's own settings, in this process, and say what is refused."""
 
 import json
+import threading
 from typing import Any
 
 from django.core.checks import Tags
@@ -36,6 +37,10 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise CommandError(
+                "Settings are replaced for the whole process meanwhile: run it in one of its own."
+            )
         require_tables(grants.database())
         claims = _claims(options["claims"])
         slugs = [options["slug"]] if options["slug"] else list(conf.providers())
@@ -57,7 +62,9 @@ class Command(BaseCommand):
                 if not quiet:
                     self._tell(outcome)
         except ConfigurationError as error:
-            raise CommandError(f"{slug}: {error}") from error
+            known = ", ".join(conf.providers()) or "none"
+            there = f"; there are: {known}" if error.code == "provider.unknown" else ""
+            raise CommandError(f"{slug}: {error}{there}") from error
         except NotProven as error:
             told = f"{slug}: {error}; so the refusal of an attack would prove nothing."
             raise CommandError(told, returncode=NOTHING_PROVEN) from error
