@@ -482,6 +482,11 @@ def test_the_cookie(settings: Settings) -> None:
     the_one("doctor.cookie_path")
 
 
+def test_a_strict_cookie_is_made_up_for(configure: Configure, db: None, settings: Settings) -> None:
+    settings.SESSION_COOKIE_SAMESITE = "Strict"
+    assert "once more" in in_order("doctor.cookie_samesite")
+
+
 def test_a_form_post_without_a_cookie(op: OpenIDProvider, site: Configure) -> None:
     """A page in between makes up for it."""
     site(RESPONSE_MODE="form_post")
@@ -502,7 +507,7 @@ def test_hosts(settings: Settings) -> None:
     settings.DEBUG = True
     settings.SECURE_PROXY_SSL_HEADER = None
     assert found() == {}
-    assert "http://localhost:8000/oidc/op/callback/" in in_order("doctor.redirect_uri")
+    assert "http://127.0.0.1:8000/oidc/op/callback/" in in_order("doctor.redirect_uri")
 
 
 @pytest.mark.parametrize("engine", ["cache", "cached_db"])

@@ -91,7 +91,14 @@ def _is_plain(uri: str) -> bool:
 def _built_redirect_findings(provider: Provider) -> Iterator[Finding]:
     uris = [uri for host in _hosts() for uri in _uri_at(host, provider)]
     plain = [uri for uri in uris if _is_plain(uri)]
-    if good := [uri for uri in uris if uri not in plain]:
+    if settings.DEBUG and not settings.ALLOWED_HOSTS:  # any port of this machine
+        path = reverse("oidc_rp:callback", args=[provider.slug])
+        yield fine(
+            "redirect_uri",
+            f"ALLOWED_HOSTS is empty: register what the browser's address bar has, and {path} "
+            f"behind it, such as http://127.0.0.1:8000{path}",
+        )
+    elif good := [uri for uri in uris if uri not in plain]:
         yield fine("redirect_uri", f"Register at the OP: {', '.join(good)}")
     if plain:
         # No error: the server may know by itself of the proxy's https, as gunicorn can.
@@ -112,8 +119,6 @@ def _uri_at(host: str, provider: Provider) -> Iterator[str]:
 
 def _hosts() -> list[str]:
     """The hosts of the site as far as the settings name them; runserver's where they need not."""
-    if settings.DEBUG and not settings.ALLOWED_HOSTS:
-        return ["localhost:8000"]
     named = [host.removeprefix(".") for host in settings.ALLOWED_HOSTS if host != "*"]
     return named[:MAX_HOSTS]
 

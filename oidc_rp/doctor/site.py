@@ -132,6 +132,12 @@ def _host_findings() -> Iterator[Finding]:
 
 def _cookie_findings() -> Iterator[Finding]:
     secure = settings.SESSION_COOKIE_SECURE
+    if samesite() == "strict":
+        yield fine(
+            "cookie_samesite",
+            "The session cookie is SameSite=Strict: a small page of this site sends each response "
+            "of an OP once more, so that it comes along.",
+        )
     if samesite() == "none" and not secure:
         yield wrong(
             "cookie_samesite",
