@@ -452,22 +452,32 @@ def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
         for uri in getattr(provider, name.lower()):
             if not url_is_allowed(uri, loopback_http=True):
                 hint = "An absolute https URL, as registered at the OP."
-                yield Mistake("E004", f"{where}[{name!r}] has {uri!r}.", hint)
+                yield Mistake("E004", f"{where}[{name!r}] has {_shown(uri)!r}.", hint)
     for origin in {origin for origins in provider.api_origins.values() for origin in origins}:
         if not url_is_allowed(origin, loopback_http=provider.allow_loopback_http):
             hint = "Access tokens travel over https only."
-            yield Mistake("E004", f"{where}['API_ORIGINS'] has {origin!r}.", hint)
+            yield Mistake("E004", f"{where}['API_ORIGINS'] has {_shown(origin)!r}.", hint)
     grants = provider.groups or provider.staff_groups or provider.superuser_groups
     if grants and not provider.groups_claim:
         hint = "GROUPS, STAFF_GROUPS and SUPERUSER_GROUPS speak of the values of that claim."
         yield Mistake("E002", f"{where} lacks 'GROUPS_CLAIM'.", hint)
 
 
+def _shown(url: str) -> str:
+    """A URL without what may be a password: what stands before its host, or in its query."""
+    before, at, host = url.rpartition("@")
+    scheme = before.partition("//")[0] + "//" if "//" in before else ""
+    path, query, _ = (f"{scheme}***@{host}" if at else url).partition("?")
+    return f"{path}?***" if query else path
+
+
 def _issuer_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
     sample = provider.issuer.replace(TENANT, "tenant")
     if not url_is_allowed(sample, loopback_http=provider.allow_loopback_http) or "?" in sample:
         hint = "An https URL; for an OP on this machine ALLOW_LOOPBACK_HTTP permits http."
-        yield Mistake("E005", f"{where}['ISSUER'] is no https URL: {provider.issuer!r}.", hint)
+        yield Mistake(
+            "E005", f"{where}['ISSUER'] is no https URL: {_shown(provider.issuer)!r}.", hint
+        )
     if (TENANT in provider.issuer) != bool(provider.tenants):
         hint = f"ISSUER with {TENANT} and TENANTS go together; name every tenant you trust."
         yield Mistake("E015", f"{where} has one of ISSUER's {TENANT} and TENANTS only.", hint)

@@ -654,3 +654,20 @@ def test_event_retention_is_a_number_of_days(settings: Settings, value: Any, day
     """What is none keeps events for as long as a site that says nothing does."""
     settings.OIDC_RP = {"EVENT_RETENTION": value}
     assert conf.event_retention() == timedelta(days=days)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({"ISSUER": "https://me:S3CRET@op.example"}, "https://***@op.example"),
+        ({"ISSUER": "https://op.example/?key=S3CRET"}, "https://op.example/?***"),
+        ({"REDIRECT_URIS": ["ftp://me:S3CRET@rp.example/x"]}, "ftp://***@rp.example/x"),
+        ({"API_ORIGINS": ["http://op.example"]}, "http://op.example"),
+    ],
+)
+def test_no_password_of_a_url_is_repeated(options: dict[str, Any], shown: str) -> None:
+    """Neither in a check's message, nor in the doctor's, nor in the log."""
+    _provider, mistakes = read(**options)
+    told = " ".join(mistake.message for mistake in mistakes)
+    assert shown in told
+    assert "S3CRET" not in told
