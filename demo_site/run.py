@@ -175,14 +175,15 @@ def serving(project: Project, environment: dict[str, str]) -> Iterator[subproces
 
 def stop(server: subprocess.Popen[bytes]) -> None:
     """End a server, and be not disturbed at that."""
-    for number in ENDING_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING_SIGNALS}
     server.terminate()
     try:
         server.wait(SECONDS_TO_STOP)
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def wait_until_it_answers(project: Project, server: subprocess.Popen[bytes]) -> None:

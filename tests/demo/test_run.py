@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from demo_site.run import ENDING_SIGNALS, stop
 from tests.demo.conftest import ROOT, free_ports, read_welcome, start_demo, stop_demo
 
 
@@ -97,6 +98,15 @@ def test_when_one_server_ends_the_other_is_stopped(
     assert "has ended" in said
     for port in ports:
         socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_who_stops_a_server_can_be_ended_as_before() -> None:
+    """Signals are held back while it ends, and no longer."""
+    before = [signal.getsignal(number) for number in ENDING_SIGNALS]
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as server:
+        stop(server)
+    assert server.returncode == -signal.SIGTERM
+    assert [signal.getsignal(number) for number in ENDING_SIGNALS] == before
 
 
 def server_of(parent: int, settings: str) -> int:
