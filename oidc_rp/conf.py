@@ -406,7 +406,7 @@ def read_provider(slug: Any, options: Mapping[str, Any]) -> tuple[Provider | Non
             except ValueError as error:
                 mistakes.append(Mistake("E004", f"{where}[{name!r}] should be {error}.", hint))
         elif item.default is MISSING and item.default_factory is MISSING:
-            mistakes.append(Mistake("E002", f"{where} lacks {name!r}.", hint))
+            mistakes.append(Mistake("E002", f"{where} lacks {name!r}.", f"Add it: {hint}"))
     if mistakes:
         return None, mistakes
     provider = Provider(slug=slug, **({"label": slug} | values))

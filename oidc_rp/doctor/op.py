@@ -155,7 +155,9 @@ def _has_proxy() -> bool:
 def _clock(provider: Provider, answer: Answer, now: float, rtt: float) -> Finding:
     """The OP's Date has whole seconds, and was written somewhere within the round trip."""
     if answer.now is None:
-        return fine("clock", "The OP's answer tells no time (Date): the clocks were not compared.")
+        what = "The OP's answer tells no time (Date): the clocks were not compared."
+        why = "With a clock that is not ours ID Tokens are refused (id_token.iat, id_token.exp)."
+        return doubtful("clock", what, why, "Compare the two clocks yourself.")
     ahead, slack = answer.now + 0.5 - now, 0.5 + rtt / 2
     told = f"The OP's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} ours"
     mend = "Have NTP set the clock of this machine (`timedatectl`); if it is right, ask the OP."

@@ -14,9 +14,10 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from email.message import Message
+from email.utils import formatdate
 from functools import cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -123,8 +124,10 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def genuine(self) -> Answer:
-        """Return what the endpoint answers when it does not misbehave."""
-        return self.provider.respond(self.request_read)
+        """Return what the endpoint answers when it does not misbehave, and the time there."""
+        date = formatdate(self.provider.now(), usegmt=True)
+        answer = self.provider.respond(self.request_read)
+        return replace(answer, headers={"Date": date} | answer.headers)
 
     def send(self, answer: Answer) -> None:
         """Write a whole answer at once."""
