@@ -4,7 +4,8 @@ To look at, and to act on by four actions, each with its own permission; never t
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from copy import copy
 from datetime import timedelta
 from functools import partial
@@ -15,7 +16,7 @@ from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_user_model
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.validators import slug_re
 from django.db.models import Max, Model, QuerySet
 from django.forms.models import BaseInlineFormSet
@@ -38,6 +39,7 @@ from .admin_health import (
     next_renewal,
     overall,
     readable,
+    times_are_in,
     with_grants,
 )
 from .admin_providers import statuses
@@ -51,7 +53,7 @@ NOTHING = "-"
 SHORT = 16
 """Characters of a sub that the list shows."""
 
-PERSON = ("user", "provider", "iss", "sub", "created_at", "last_login_at")
+PERSON = ("user", "provider", "iss", "sub", "first_login", "last_login")
 TOKENS = ("health", "last_renewal", "next_renewal", "scopes", "key_ids")
 
 
@@ -245,7 +247,7 @@ def _for_the_list(action: Action) -> Callable[..., HttpResponse | None]:
 class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     inlines = [SessionInline, GrantInline]
     actions = [_for_the_list(action) for action in ACTIONS]
-    list_display = ("user", "person", "health", "provider", "last_login_at", "short_sub")
+    list_display = ("user", "person", "health", "provider", "last_login", "short_sub")
     list_filter = (ProviderFilter, TroubleFilter)
     list_select_related = ("user",)
     list_per_page = 50
@@ -274,7 +276,8 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         may = request.user.has_perm("oidc_rp.view_grant")
         tokens = [(_("Tokens"), {"fields": TOKENS})] if may else []
         claims = (_("Claims"), {"fields": ("verified_claims",), "classes": ("collapse",)})
-        return [(None, {"fields": PERSON}), *tokens, claims]
+        person = (None, {"fields": PERSON, "description": times_are_in()})
+        return [person, *tokens, claims]
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
         """What the filters ask for alone: any other look-up could read the whole table."""
@@ -316,6 +319,14 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             return str(identity.sub)
         ends = f"{identity.sub[: SHORT // 2]}…{identity.sub[-SHORT // 2 :]}"
         return format_html('<span title="{}">{}</span>', identity.sub, ends)
+
+    @admin.display(description=_("first login"))
+    def first_login(self, identity: Identity) -> str:
+        return moment(identity.created_at)
+
+    @admin.display(description=_("last login"))
+    def last_login(self, identity: Identity) -> str:
+        return moment(identity.last_login_at)
 
     @admin.display(description=_("claims"))
     def verified_claims(self, identity: Identity) -> SafeString:
@@ -384,6 +395,7 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             raise PermissionDenied
         more = {
             "statuses": statuses(),
+            "zone": times_are_in(),
             "may_see_events": request.user.has_perm("oidc_rp.view_event"),
             "may_see_list": self.has_view_permission(request),
         }
@@ -477,7 +489,7 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         return TemplateResponse(request, template, {**site, **own, **more})
 
     def _act(self, request: HttpRequest, action: Action, chosen: Sequence[Identity]) -> None:
-        done = action.run([copy(one) for one in chosen], f"user {request.user.pk}")
+        done = action.run([copy(one) for one in chosen], events.by_user(request.user.pk))
         # Only now, for a transaction of the request's may be what the action would wait for; and of
         # the originals, for one that is deleted has no key any more.
         for one in chosen:
@@ -498,7 +510,7 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         return deleted, counts, lacking, [*protected, *kept]
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
-        if not accounts.unlink(obj, f"user {request.user.pk}"):
+        if not accounts.unlink(obj, events.by_user(request.user.pk)):
             raise PermissionDenied
 
     def delete_queryset(self, request: HttpRequest, queryset: "QuerySet[Any, Any]") -> None:
@@ -519,11 +531,28 @@ def _told(event: Any) -> str:
 
 def _timeline(identity: Identity) -> list[dict[str, Any]]:
     """What happened, the newest first: when, what, why, and who did it."""
-    latest = Event.objects.filter(identity=identity).order_by("-pk")[:SHOWN]
+    latest = list(Event.objects.filter(identity=identity).order_by("-pk")[:SHOWN])
+    names = _user_names({one.actor for one in latest})
     return [
-        {"event": one, "at": moment(one.at), "sentence": events.EVENTS.get(one.name, "")}
+        {
+            "event": one,
+            "at": moment(one.at),
+            "sentence": events.EVENTS.get(one.name, ""),
+            "actor": names.get(one.actor, one.actor),
+        }
         for one in latest
     ]
+
+
+def _user_names(actors: Iterable[str]) -> dict[str, str]:
+    """The user's name for each actor "user <key>" who is still there."""
+    users, keys = get_user_model(), {}
+    for actor in actors:
+        if actor.startswith(events.USER):
+            with suppress(ValidationError):
+                keys[users._meta.pk.to_python(actor.removeprefix(events.USER))] = actor
+    found = users._default_manager.in_bulk(keys)
+    return {actor: found[key].get_username() for key, actor in keys.items() if key in found}
 
 
 class IdentityInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
@@ -533,8 +562,10 @@ class IdentityInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
     extra = 0
     can_delete = False
     show_change_link = True
-    fields = ("provider", "sub", "created_at", "last_login_at")
+    fields = ("provider", "sub", "first_login", "last_login")
     readonly_fields = fields
+    first_login = IdentityAdmin.first_login
+    last_login = IdentityAdmin.last_login
 
 
 def add_inline(site: admin.AdminSite = admin.site) -> None:

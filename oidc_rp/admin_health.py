@@ -90,6 +90,11 @@ def moment(at: datetime | None) -> str:
     return "" if at is None else f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}"
 
 
+def times_are_in() -> str:
+    """In which zone the moments above are, for a page to say once."""
+    return _("Times are those of %(zone)s.") % {"zone": timezone.get_current_timezone_name()}
+
+
 def last_renewal(grant: Any) -> str:
     """When, by which process, and which one it was."""
     if grant.refreshed_at is None:

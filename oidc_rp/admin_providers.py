@@ -94,9 +94,10 @@ class ProviderStatus:
         return f"{moment(self.circuit.last_error_at)} {self.circuit.last_error}"
 
     @property
-    def told(self) -> list[tuple[str, Any]]:
-        """Each of the errors, and when it was."""
-        return [(moment(event.at), event) for event in self.errors]
+    def told(self) -> list[tuple[str, Any, Any]]:
+        """Each of the errors: when it was, and what it says."""
+        said = events.EVENTS
+        return [(moment(event.at), said.get(event.name, ""), event) for event in self.errors]
 
 
 def statuses() -> list[ProviderStatus]:

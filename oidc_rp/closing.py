@@ -247,7 +247,7 @@ def forget_replaced_session(request: Any, user: Any, **_: Any) -> None:
 
 
 def _forget_held(held: Held, user: Any) -> None:
-    actor = f"user {user.pk}" if user is not None else ""
+    actor = events.by_user(user.pk) if user is not None else ""
     _attempt(lambda: end_row(held.row, grants.LOGOUT, actor))
     _attempt(lambda: end_session_grant(held.grant, grants.LOGOUT, actor=actor))
 

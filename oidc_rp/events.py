@@ -72,7 +72,15 @@ TARGET_REFUSED = _event(
 CLOSED = _event("closed", _("The grant has ended; the code is the reason."))
 
 
-# In whose timeline
+# Whose doing, and in whose timeline
+
+
+USER = "user "
+
+
+def by_user(key: Any) -> str:
+    """The actor where a user of this site did it, whose primary key this is."""
+    return f"{USER}{key}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.csrf import csrf_protect
 
-from . import accounts, closing, conf, grants, session_index, sessions
+from . import accounts, closing, conf, events, grants, session_index, sessions
 from .devices import browser_of, system_of
 from .errors import InvalidResponse
 from .models import Identity, Session
@@ -106,7 +106,7 @@ class IdentitiesView(RefusingView):
         linked = _linked(identity, request, _labels())
         if "confirmed" not in request.POST:
             return render(request, "oidc_rp/unlink.html", {"linked": linked})
-        if not accounts.unlink(identity, f"user {request.user.pk}"):
+        if not accounts.unlink(identity, events.by_user(request.user.pk)):
             return _back(request, "last_way_in")
         return _signed_out(request) if linked.here else _back(request, "unlinked")
 
@@ -115,7 +115,7 @@ class IdentitiesView(RefusingView):
         if row and row == sessions.row_of(request.session):
             return _signed_out(request)
         one = session_index.rows().filter(identity__user=request.user, pk=row)
-        closing.end_sessions(one, grants.LOGOUT, actor=f"user {request.user.pk}")
+        closing.end_sessions(one, grants.LOGOUT, actor=events.by_user(request.user.pk))
         return _back(request, "ended")
 
     def _end_other_sessions(self, request: HttpRequest) -> HttpResponse:
@@ -123,7 +123,7 @@ class IdentitiesView(RefusingView):
             return render(request, "oidc_rp/end_other_sessions.html", self._context(request))
         theirs = session_index.rows().filter(identity__user=request.user)
         others = theirs.exclude(pk=sessions.row_of(request.session))
-        closing.end_sessions(others, grants.LOGOUT, actor=f"user {request.user.pk}")
+        closing.end_sessions(others, grants.LOGOUT, actor=events.by_user(request.user.pk))
         return _back(request, "others_ended")
 
     def _context(self, request: HttpRequest) -> dict[str, Any]:

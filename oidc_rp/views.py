@@ -365,7 +365,7 @@ def _note(signed_in: SignIn, grant: Any, name: str) -> None:
 
 
 def _actor(signed_in: SignIn) -> str:
-    return f"user {signed_in.account.user.pk}"
+    return events.by_user(signed_in.account.user.pk)
 
 
 def _tell_linked(request: HttpRequest, signed_in: SignIn, grant: Any) -> None:
@@ -434,7 +434,7 @@ def _take_leave(request: HttpRequest) -> Leave | None:
 
 def _end_offline_access(left: Leave) -> None:
     """End what is not the session's own, where the site wants that (LOGOUT_ENDS_OFFLINE_ACCESS)."""
-    provider, actor = conf.providers().get(left.slug), f"user {left.user}"
+    provider, actor = conf.providers().get(left.slug), events.by_user(left.user)
     if provider is None or not provider.logout_ends_offline_access:
         return
     try:

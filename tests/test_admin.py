@@ -4,6 +4,7 @@ import re
 from datetime import datetime, timedelta
 from datetime import timezone as tz
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.contrib import admin
@@ -40,9 +41,11 @@ pytestmark = pytest.mark.django_db
 
 
 def identity(number: int, **fields: Any) -> Identity:
-    user = User.objects.create_user(f"jane{number}", f"doe{number}@example.com")
     given = {"provider": "op", "iss": "https://op.example", "sub": f"sub-{number}"} | fields
-    return Identity.objects.create(user=user, **given)
+    if "user" not in given:
+        name, address = f"jane{number}", f"doe{number}@example.com"
+        given["user"] = User.objects.create_user(name, address)
+    return Identity.objects.create(**given)
 
 
 def staff(*permissions: str) -> Client:
@@ -76,7 +79,7 @@ def test_the_list_tells_who_is_linked(root: Client) -> None:
         "person",
         "health",
         "provider",
-        "last_login_at",
+        "last_login",
         "short_sub",
     ]
     for shown in (one.sub, "jane1", "Jane &lt;Doe&gt;"):
@@ -402,7 +405,7 @@ def test_the_identitys_page_tells_what_happened(root: Client) -> None:
             identity=one, grant=grant, at=NOON, name="refreshed", code=f"n{number}", actor="<b>web"
         )
     page = root.get(f"{LIST}{one.pk}/change/").content.decode()
-    assert page.count(">refreshed</span></td>") == 50
+    assert page.count(" <code>refreshed</code></td>") == 50
     assert page.index("<td>n59</td>") < page.index("<td>n10</td>")
     assert "<td>n9</td>" not in page
     assert "<td>&lt;b&gt;web</td>" in page
@@ -410,6 +413,27 @@ def test_the_identitys_page_tells_what_happened(root: Client) -> None:
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     assert f"<thead><tr>{head}</tr></thead>" in page
     assert f'<td><span title="{grant.pk}">{grant.pk[-8:]}</span></td>' in page
+
+
+def test_who_did_it_is_told_by_name(root: Client, admin_user: User) -> None:
+    """As long as that user is there; a key that is no key here is told as it stands."""
+    one = identity(1)
+    for actor in (f"user {admin_user.pk}", "user 999999", "user x'--"):
+        Event.objects.create(identity=one, name="session_ended", actor=actor)
+    page = root.get(f"{LIST}{one.pk}/change/").content.decode()
+    for told in (admin_user.get_username(), "user 999999", "user x&#x27;--"):
+        assert f"<td>{told}</td>" in page
+
+
+def test_moments_are_told_with_their_zone(root: Client, settings: Any) -> None:
+    """Every moment in the same way, and in the operator's zone, which the page names."""
+    settings.TIME_ZONE = "Asia/Shanghai"
+    one = identity(1)
+    Identity.objects.update(created_at=NOON, last_login_at=NOON)
+    page = root.get(f"{LIST}{one.pk}/change/").content.decode()
+    there = NOON.astimezone(ZoneInfo("Asia/Shanghai"))
+    assert page.count(f"{there:%Y-%m-%d %H:%M:%S}") == 2
+    assert "Times are those of Asia/Shanghai." in page
 
 
 @pytest.mark.parametrize(
@@ -470,7 +494,7 @@ def test_grants_and_events_respect_permissions(
     Event.objects.create(identity=one, grant=grant_of(one), name="in_doubt")
     page = client.get(f"{LIST}{one.pk}/change/").content.decode()
     assert ("0011223344556677" in page) == grants
-    assert (">in_doubt</span></td>" in page) == events
+    assert ("<code>in_doubt</code></td>" in page) == events
     assert 'name="grants-0-scope"' not in page
 
 
@@ -558,6 +582,15 @@ def test_nothing_is_done_before_the_question_is_answered(
     assert Session.objects.filter(ended_at=None).exists()
     assert Grant.objects.get().status == "open"
     assert not Event.objects.exists()
+
+
+def test_the_question_says_who_of_them_asks(root: Client, admin_user: User) -> None:
+    """Nobody ends their own session unawares."""
+    mine, other = identity(1, user=admin_user), identity(2)
+    chosen = {"action": "end_sessions", "_selected_action": [mine.pk, other.pk]}
+    question = root.post(LIST, chosen).content.decode()
+    assert f"<li>{admin_user} (you): sub-1 (op)</li>" in question
+    assert "<li>jane2: sub-2 (op)</li>" in question
 
 
 def answer(client: Client, one: Identity, name: str, from_list: bool) -> str:
@@ -727,7 +760,14 @@ def test_the_providers_page_tells_what_is_known(
     page = root.get(PROVIDERS).content.decode()
     assert len(op.requests) == asked
     kid = op.keys[0].kid
-    for shown in (op.issuer, "0 minutes old", kid, "RSA", "invalid_client", "after 3 refusals"):
+    for shown in (
+        op.issuer,
+        "less than a minute old",
+        kid,
+        "RSA",
+        "invalid_client",
+        "after 3 refusals",
+    ):
         assert shown in page
     assert page.count("transport.timeout") == 2
     assert (
