@@ -4,6 +4,7 @@ A person is (iss, sub). No e-mail address or name ever selects a user here, unle
 twice: by a hook or an option of its own, and by an account that passes every condition below.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from django.conf import settings
 from django.contrib.auth import get_backends, get_user_model
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import Group
 from django.core.exceptions import (
@@ -182,8 +184,21 @@ def may_unlink(identity: Identity) -> bool:
 
 
 def _takes_passwords() -> bool:
-    """Whether somebody may come by anything but the word of an OP, as these backends want it."""
-    return any(not hasattr(backend, "verify_claims") for backend in get_backends())
+    """Whether a backend compares what somebody types with the password of their user.
+
+    Of others nobody can tell: one that is there for permissions alone also has `authenticate()`.
+    """
+    return any(map(_takes_password, get_backends()))
+
+
+def _takes_password(backend: Any) -> bool:
+    if not isinstance(backend, ModelBackend) or hasattr(backend, "verify_claims"):
+        return False
+    try:
+        inspect.signature(backend.authenticate).bind(None, username="", password="")
+    except TypeError:
+        return False  # as authenticate() itself passes over it
+    return True
 
 
 def identities_of(user_pk: Any) -> "models.QuerySet[Any, Any]":

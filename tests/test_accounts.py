@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.backends import BaseBackend
 from django.contrib.auth.models import Group, User
 from django.db import connection
 from django.db.models.signals import post_delete, pre_save
@@ -946,18 +947,27 @@ def test_M38_the_last_way_in_is_not_unlinked(op: OpenIDProvider) -> None:
         (["tests.test_accounts.Subclass", "tests.test_backends.AnswersEverybody"], True),
         ([OIDC_BACKEND], False),
         (["tests.test_accounts.Subclass"], False),
+        ([OIDC_BACKEND, "tests.test_accounts.ForPermissions"], False),
+        ([OIDC_BACKEND, "django.contrib.auth.backends.RemoteUserBackend"], False),
     ],
 )
 def test_M38_a_password_is_a_way_in_where_a_backend_asks_for_it(
     op: OpenIDProvider, settings: Any, backends: list[str], may: bool
 ) -> None:
-    """A backend for the word of an OP does not."""
+    """A backend for the word of an OP does not, nor one for permissions or for another proof."""
     user, (identity,) = ways_in(op, "")
     user.set_password("pw")
     user.save()
     settings.AUTHENTICATION_BACKENDS = backends
     assert accounts.unlink(Identity.objects.get()) is may
     assert Identity.objects.filter(pk=identity.pk).exists() is not may
+
+
+class ForPermissions(BaseBackend):
+    """Signs in nobody, as those for permissions of single objects do not."""
+
+    def authenticate(self, request: Any, username: Any = None, password: Any = None) -> None:
+        return None
 
 
 class Subclass(OIDCBackend):
