@@ -111,6 +111,8 @@ class InstantField(models.BigIntegerField):  # type: ignore[type-arg]
 
     def get_prep_value(self, value: Any) -> int | None:
         if isinstance(value, datetime):
+            if timezone.is_naive(value):  # as Django's now() is without USE_TZ: of TIME_ZONE
+                value = timezone.make_aware(value, timezone.get_default_timezone())
             return (timezone.localtime(value, tz.utc) - EPOCH) // MICROSECOND
         return super().get_prep_value(value)  # type: ignore[no-any-return]
 
@@ -386,10 +388,18 @@ class EventQuerySet(models.QuerySet["Event"]):
     def delete(self) -> NoReturn:
         raise TypeError("events are deleted by oidc_prune, or with their user")
 
-    def bulk_create(self, *args: Any, update_conflicts: bool = False, **kwargs: Any) -> Any:
+    def bulk_create(
+        self,
+        objs: Any,
+        batch_size: int | None = None,
+        ignore_conflicts: bool = False,
+        update_conflicts: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         if update_conflicts:
             raise TypeError("events are never changed")
-        return super().bulk_create(*args, **kwargs)
+        return super().bulk_create(objs, batch_size, ignore_conflicts, False, *args, **kwargs)
 
 
 class Event(models.Model):

@@ -324,6 +324,9 @@ def test_an_event_is_never_changed(user: Any) -> None:
             unique_fields=["id"],
             update_fields=["name"],
         ),
+        lambda: Event.objects.bulk_create(
+            [Event(pk=event.pk)], None, False, True, ["name"], ["id"]
+        ),
     ):
         with pytest.raises(TypeError):
             change()

@@ -1,15 +1,17 @@
 """Identity: (iss, sub), byte for byte, on every database."""
 
+from datetime import datetime
+from datetime import timezone as tz
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, transaction
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, override_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oidc_rp.models import Identity, digest
+from oidc_rp.models import Event, Identity, digest
 from oidc_rp.testing import OpenIDProvider
 from tests.test_accounts import sign_in
 
@@ -153,3 +155,11 @@ def test_somebody_is_looked_up_where_identities_are_written(settings: Any) -> No
     made = identity("abc")
     settings.DATABASE_ROUTERS = ["tests.test_models.ReadsElsewhere"]
     assert Identity.objects.find(ISS, "abc") == made
+
+
+@pytest.mark.django_db
+def test_a_moment_without_a_zone_is_of_the_sites() -> None:
+    """As Django's own now() makes them where USE_TZ is False."""
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Shanghai"):
+        event = Event.objects.create(name="closed", at=datetime(2026, 3, 1, 20))  # noqa: DTZ001
+    assert Event.objects.get(pk=event.pk).at == datetime(2026, 3, 1, 12, tzinfo=tz.utc)
