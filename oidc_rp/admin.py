@@ -222,7 +222,13 @@ class TroubleFilter(admin.SimpleListFilter):
 
 
 class IdentityList(ChangeList):
-    """Its grants come with a page of identities, by two statements for all of them."""
+    """Its grants come with a page of identities, by two statements for all of them.
+
+    In one order alone, whatever the query string asks: another would read the whole table.
+    """
+
+    def get_ordering(self, request: HttpRequest, queryset: Any) -> list[Any]:
+        return list(self.model_admin.get_ordering(request))
 
     def get_queryset(self, request: HttpRequest, *more: Any) -> "QuerySet[Any, Any]":
         rows = super().get_queryset(request, *more)
@@ -304,7 +310,11 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     ) -> tuple[Any, bool]:
         if not search_term.strip():
             return queryset, False
-        return queryset.filter(pk__in=keys_found(search_term)), False
+        may = {
+            "sessions": request.user.has_perm("oidc_rp.view_session"),
+            "events": request.user.has_perm("oidc_rp.view_event"),
+        }
+        return queryset.filter(pk__in=keys_found(search_term, **may)), False
 
     @admin.display(description=_("name"))
     def person(self, identity: Identity) -> str:
@@ -330,8 +340,9 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=_("claims"))
     def verified_claims(self, identity: Identity) -> SafeString:
-        """The last verified claims, as text."""
-        text = json.dumps(identity.claims, indent=2, ensure_ascii=False, sort_keys=True)
+        """The last verified claims, as text; a sid is of a session, not of the person."""
+        claims = {name: value for name, value in identity.claims.items() if name != "sid"}
+        text = json.dumps(claims, indent=2, ensure_ascii=False, sort_keys=True)
         return format_html("<pre>{}</pre>", text)
 
     @admin.display(description=_("health"))
@@ -493,7 +504,8 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         # Only now, for a transaction of the request's may be what the action would wait for; and of
         # the originals, for one that is deleted has no key any more.
         for one in chosen:
-            self.log_change(request, one, str(action.label))
+            texts = [str(told.text) for told in done if told.identity in (None, one.pk)]
+            self.log_change(request, one, f"{action.label}: {' '.join(texts)}")
         for told in done:
             messages.add_message(request, told.level, str(told.text))
 
@@ -504,10 +516,11 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     # Deleting is unlinking
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        """What goes along; somebody's last way in is protected as by accounts.unlink."""
-        deleted, counts, lacking, protected = super().get_deleted_objects(objs, request)
+        """How much goes along, and not what, which is for who may view that; somebody's last way in
+        is protected as by accounts.unlink."""
+        _all, counts, lacking, protected = super().get_deleted_objects(objs, request)
         kept = [str(one) for one in objs if not accounts.may_unlink(one)]
-        return deleted, counts, lacking, [*protected, *kept]
+        return [str(one) for one in objs], counts, lacking, [*protected, *kept]
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         if not accounts.unlink(obj, events.by_user(request.user.pk)):
@@ -538,21 +551,21 @@ def _timeline(identity: Identity) -> list[dict[str, Any]]:
             "event": one,
             "at": moment(one.at),
             "sentence": events.EVENTS.get(one.name, ""),
-            "actor": names.get(one.actor, one.actor),
+            "actor": f"{one.actor} {names.get(one.actor, '')}".strip(),
         }
         for one in latest
     ]
 
 
 def _user_names(actors: Iterable[str]) -> dict[str, str]:
-    """The user's name for each actor "user <key>" who is still there."""
+    """The user's name, in brackets, for each actor "user <key>" who is still there."""
     users, keys = get_user_model(), {}
     for actor in actors:
         if actor.startswith(events.USER):
             with suppress(ValidationError):
                 keys[users._meta.pk.to_python(actor.removeprefix(events.USER))] = actor
     found = users._default_manager.in_bulk(keys)
-    return {actor: found[key].get_username() for key, actor in keys.items() if key in found}
+    return {actor: f"({found[key].get_username()})" for key, actor in keys.items() if key in found}
 
 
 class IdentityInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]

@@ -23,10 +23,12 @@ AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What came of an action, for the operator; level: of django.contrib.messages."""
+    """What came of an action, for the operator; level: of django.contrib.messages. identity: the
+    key of the one that it is about, None for all that were chosen."""
 
     level: int
     text: str | Promise
+    identity: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,33 +73,36 @@ def _renew_tokens(identities: Sequence[Identity], actor: str) -> list[Told]:
 def _renewed(grant: Any) -> Told:
     """Renew one grant, and say what came of it; a refusal is an answer, too."""
     which = {"grant": grant.pk[-8:], "code": ""}
+    whose = grant.identity_id
     try:
         done = refresh.renew_early(grant.pk, grant.generation)
     except OIDCError as error:
         which["code"] = error.code
-        return Told(messages.ERROR, _("Grant %(grant)s was not renewed: %(code)s.") % which)
+        return Told(messages.ERROR, _("Grant %(grant)s was not renewed: %(code)s.") % which, whose)
     if not done:
-        return Told(messages.WARNING, _("Somebody else is renewing grant %(grant)s.") % which)
-    return Told(messages.SUCCESS, _("Grant %(grant)s is renewed.") % which)
+        return Told(
+            messages.WARNING, _("Somebody else is renewing grant %(grant)s.") % which, whose
+        )
+    return Told(messages.SUCCESS, _("Grant %(grant)s is renewed.") % which, whose)
 
 
 def _unlink_identity(identities: Sequence[Identity], actor: str) -> list[Told]:
     told = []
     for one in identities:
-        names = {"identity": str(one), "user": str(one.user)}
+        key, names = one.pk, {"identity": str(one), "user": str(one.user)}
         if accounts.unlink(one, actor):
             done = _("Unlinked from %(user)s: %(identity)s.")
-            told.append(Told(messages.SUCCESS, done % names))
+            told.append(Told(messages.SUCCESS, done % names, key))
         else:
             stays = _("Not unlinked, as the only way for %(user)s to sign in: %(identity)s.")
-            told.append(Told(messages.ERROR, stays % names))
+            told.append(Told(messages.ERROR, stays % names, key))
     return told
 
 
 def _open_grants(identities: Sequence[Identity]) -> list[Any]:
     rows: Any = Grant.objects.using(grants.database()).filter(status=Grant.OPEN)
     theirs = rows.filter(identity__in=[one.pk for one in identities])
-    return list(theirs.only("pk", "generation", "key_id").order_by("pk"))
+    return list(theirs.only("pk", "generation", "key_id", "identity_id").order_by("pk"))
 
 
 def _outside_transactions(work: Callable[[], T]) -> T:

@@ -87,7 +87,10 @@ def overall(shown: Iterable[Any]) -> Health | None:
 
 def moment(at: datetime | None) -> str:
     """A moment as the admin writes it, in the operator's time; "" for none."""
-    return "" if at is None else f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}"
+    if at is None:
+        return ""
+    there = timezone.localtime(at) if timezone.is_aware(at) else at  # not so without USE_TZ
+    return f"{there:%Y-%m-%d %H:%M:%S}"
 
 
 def times_are_in() -> str:

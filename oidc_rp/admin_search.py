@@ -34,15 +34,19 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
         return int(rows.order_by("-pk").values("pk")[:COUNTED].count())
 
 
-def keys_found(term: str) -> set[int]:
+def keys_found(term: str, *, sessions: bool, events: bool) -> set[int]:
     """The keys of the identities that a search term means, some thousands at most.
 
-    term: the beginning of a user name or e-mail address, or all of a sub, sid or reference.
+    term: the beginning of a user name or e-mail address, or all of a sub; where sessions and events
+    may be seen, also of a sid or a reference.
     """
     text = _unquoted(term.strip()).replace("\x00", "")
     if not 0 < len(text) <= LONGEST:
         return set()
-    return {key for keys in _look_ups(text) for key in keys}
+    found = [*_look_ups(text)]
+    found += [_of_sid(text)] if sessions else []
+    found += [_of_reference(text)] if events else []
+    return {key for keys in found for key in keys}
 
 
 def _unquoted(text: str) -> str:
@@ -54,8 +58,6 @@ def _look_ups(text: str) -> Iterator[Iterable[int]]:
     yield rows.filter(sub=text).values_list("pk", flat=True)[:FOUND]
     yield rows.filter(email__startswith=text.lower()).values_list("pk", flat=True)[:FOUND]
     yield _of_users(_named(text))
-    yield _of_sid(text)
-    yield _of_reference(text)
 
 
 def _named(text: str) -> list[Any]:

@@ -421,7 +421,8 @@ def test_who_did_it_is_told_by_name(root: Client, admin_user: User) -> None:
     for actor in (f"user {admin_user.pk}", "user 999999", "user x'--"):
         Event.objects.create(identity=one, name="session_ended", actor=actor)
     page = root.get(f"{LIST}{one.pk}/change/").content.decode()
-    for told in (admin_user.get_username(), "user 999999", "user x&#x27;--"):
+    name = admin_user.get_username()
+    for told in (f"user {admin_user.pk} ({name})", "user 999999", "user x&#x27;--"):
         assert f"<td>{told}</td>" in page
 
 
@@ -434,6 +435,30 @@ def test_moments_are_told_with_their_zone(root: Client, settings: Any) -> None:
     there = NOON.astimezone(ZoneInfo("Asia/Shanghai"))
     assert page.count(f"{there:%Y-%m-%d %H:%M:%S}") == 2
     assert "Times are those of Asia/Shanghai." in page
+
+
+def test_a_site_without_time_zones_has_every_page(root: Client, settings: Any) -> None:
+    """USE_TZ=False makes Django's own times naive; those that are kept here never are."""
+    settings.USE_TZ = False
+    one = identity(1)
+    session_of(one)
+    grant_of(one, not_before=NOON, last_error_at=NOON, last_error="x", refreshed_at=NOON)
+    Event.objects.create(identity=one, name="refreshed", reference="0011223344556677")
+    for page in ("", f"{one.pk}/change/", f"{one.pk}/delete/", "providers/", "?q=0011223344556677"):
+        assert root.get(f"{LIST}{page}").status_code == 200
+    assert root.get(f"{USERS}{one.user_id}/change/").status_code == 200
+
+
+def test_the_list_has_one_order(root: Client) -> None:
+    """Whatever the query string asks: another order would read the whole table."""
+    for number in range(3):
+        identity(number)
+    with CaptureQueriesContext(connection) as asked:
+        root.get(LIST, {"o": "4.-1"})
+    orders = [query["sql"] for query in asked if "ORDER BY" in query["sql"]]
+    assert any('"oidc_rp_identity"."id" DESC' in sql for sql in orders)
+    assert not any('BY "oidc_rp_identity"."provider"' in sql for sql in orders)
+    assert not any('BY "auth_user"' in sql for sql in orders)
 
 
 @pytest.mark.parametrize(
@@ -496,6 +521,46 @@ def test_grants_and_events_respect_permissions(
     assert ("0011223344556677" in page) == grants
     assert ("<code>in_doubt</code></td>" in page) == events
     assert 'name="grants-0-scope"' not in page
+
+
+@pytest.mark.parametrize("permissions", [(), ("view_event",), ("view_session",)])
+def test_what_may_not_be_seen_is_not_searched(settings: Any, permissions: tuple[str, ...]) -> None:
+    """To find somebody by a session or a refusal is to see some of it."""
+    settings.OIDC_RP = {"PROVIDERS": {"op": OPTIONS}}
+    one = identity(1)
+    Event.objects.create(identity=one, name="login_refused", reference="ab12cd34")
+    session_of(one, sid="sid-1", sid_digest=digest(one.iss, "sid-1"))
+    client = staff("view_identity", *permissions)
+    assert (subs(client, q="ab12cd34") == {one.sub}) == ("view_event" in permissions)
+    assert (subs(client, q="sid-1") == {one.sub}) == ("view_session" in permissions)
+
+
+def test_the_question_of_deleting_shows_no_more_than_may_be_seen() -> None:
+    """How many sessions and grants go along, and not which."""
+    one = with_password(identity(1))
+    grant = grant_of(one)
+    session_of(one)
+    StoredAccessToken.objects.create(grant=grant, resource="https://api.example")
+    client = staff("view_identity", "delete_identity")
+    page = client.get(f"{LIST}{one.pk}/delete/").content.decode()
+    assert "sub-1 (op)" in page
+    for hidden in (grant.pk, grant.pk[-8:], "https://api.example", "Firefox"):
+        assert hidden not in page
+
+
+def test_the_history_tells_what_came_of_an_action(root: Client) -> None:
+    """One that was refused is not told as done."""
+    one = identity(1)
+    root.post(f"{LIST}{one.pk}/unlink-identity/", {"confirmed": "yes"})
+    assert "Not unlinked" in LogEntry.objects.get().change_message
+
+
+def test_the_claims_of_a_person_are_shown_without_the_sid(root: Client) -> None:
+    """It is a session's, and who may see identities may not see those by that."""
+    one = identity(1, claims={"name": "Jane", "sid": "secret-of-a-session"})
+    page = root.get(f"{LIST}{one.pk}/change/").content.decode()
+    assert "&quot;name&quot;: &quot;Jane&quot;" in page
+    assert "secret-of-a-session" not in page
 
 
 def test_deleting_unlinks_after_a_question(root: Client, admin_user: User) -> None:
