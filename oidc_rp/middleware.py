@@ -12,7 +12,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils.deprecation import MiddlewareMixin
 
-from . import conf, renewal, session_index
+from . import conf, grants, renewal, session_index
 from .api import Caller
 from .errors import LoginRequired, OIDCError, StepUpRequired, TemporarilyUnavailable
 from .login_urls import (
@@ -39,6 +39,10 @@ WAIT = 1.0
 
 USELESS_AFTER = timedelta(seconds=30)
 """A login so short ago did not help, and the next one would not: the browser would go round."""
+
+
+WANTED = f"grant.{grants.REVOKED}"
+"""An operator ended the grant, so that another login brings the next one."""
 
 
 class SessionRenewal(MiddlewareMixin):
@@ -145,8 +149,8 @@ class TokenRenewal(MiddlewareMixin):
         if isinstance(exception, StepUpRequired):
             response = answer_to_challenge(request, exception)
         elif isinstance(exception, LoginRequired):
-            useless = _has_just_signed_in(request)
-            response = (_no_use if useless else _to_login)(request, exception)
+            useful = exception.code == WANTED or not _has_just_signed_in(request)
+            response = (_to_login if useful else _no_use)(request, exception)
         elif isinstance(exception, TemporarilyUnavailable):
             response = _later(request, exception)
         else:

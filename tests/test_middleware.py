@@ -17,7 +17,7 @@ from django.test import AsyncClient
 from django.urls import include, path
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from oidc_rp import api
+from oidc_rp import api, closing, grants
 from oidc_rp.errors import LoginRequired, TemporarilyUnavailable
 from oidc_rp.models import EPOCH, Grant, StoredAccessToken
 from oidc_rp.sessions import CURRENT, current_login
@@ -327,6 +327,20 @@ def test_a_site_that_keeps_no_tokens_sends_nobody_round_in_circles(
     assert browser.client.get(url, headers=HTML).status_code == 302
     assert_ended(browser, last_page(browser, url), url, "api.no_grant")
     assert op.calls("authorization") == 2
+
+
+def test_a_grant_that_an_operator_revoked_leads_to_a_login_at_once(
+    op: OpenIDProvider, signed_in: Browser
+) -> None:
+    """However short ago the last one was: it is not that one which did not help."""
+    url = f"/calling/?url={op.origin}/api/calendar"
+    closing.end(Grant.objects.get().pk, grants.REVOKED)
+    response = signed_in.client.get(url, headers=HTML)
+    assert (response.status_code, urlsplit(response.headers["Location"]).path) == (
+        302,
+        "/oidc/op/login/",
+    )
+    assert last_page(signed_in, url).status_code == 200
 
 
 def test_a_view_of_two_providers_sends_nobody_round_in_circles(
