@@ -58,8 +58,13 @@ def check_settings(**_: Any) -> list[CheckMessage]:
 
 @register(Tags.security)
 def check_installation(**_: Any) -> list[CheckMessage]:
-    """What the app needs around it: backend, middleware, URLs, templates."""
-    return [*_backend_messages(), *_middleware_messages(), *_url_messages()]
+    """What the app needs around it: backend, middleware, cookies, URLs."""
+    return [
+        *_backend_messages(),
+        *_middleware_messages(),
+        *_cookie_messages(),
+        *_url_messages(),
+    ]
 
 
 @register(Tags.security)
@@ -361,6 +366,18 @@ def _place(path: str) -> int | None:
         if item == path or (isinstance(found, type) and issubclass(found, wanted)):
             return place
     return None
+
+
+def _cookie_messages() -> Iterator[CheckMessage]:
+    """Of the session, and of the forms on our pages: Django raises for any other value."""
+    for name in ("SESSION_COOKIE_SAMESITE", "CSRF_COOKIE_SAMESITE"):
+        value = getattr(settings, name)
+        if value and str(value).lower() not in ("lax", "strict", "none"):
+            yield Error(
+                f"{name} is {value!r}, and no response can set that cookie.",
+                hint='Set it to "Lax", which is Django\'s default, "Strict", "None" or False.',
+                id="oidc_rp.E023",
+            )
 
 
 def _url_messages() -> Iterator[CheckMessage]:

@@ -225,6 +225,19 @@ def test_SessionRenewal_stands_where_it_works(
     assert all(message.startswith(told) for message in messages)
 
 
+@pytest.mark.parametrize("name", ["SESSION_COOKIE_SAMESITE", "CSRF_COOKIE_SAMESITE"])
+def test_a_samesite_that_no_cookie_can_have_is_told(settings: Settings, name: str) -> None:
+    """Django finds it when the first cookie is set: every login is an error then."""
+    settings.OIDC_RP = one()
+    for good in ("Lax", "Strict", "None", "strict", "NONE", None, False, ""):
+        setattr(settings, name, good)
+        assert found() == {}
+    for bad in ("Laxx", " Lax", True, 1):
+        setattr(settings, name, bad)
+        assert list(found()) == ["E023"]
+        assert found()["E023"].msg.startswith(f"{name} is {bad!r}")
+
+
 def test_urls_that_are_not_included_are_told(settings: Settings) -> None:
     """Without our URLs there is no callback."""
     settings.OIDC_RP = one()
