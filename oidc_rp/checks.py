@@ -2,6 +2,7 @@
 
 from base64 import urlsafe_b64decode
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from hashlib import new as hashed_by
 from typing import Any
 
@@ -324,11 +325,32 @@ def _imported(path: str) -> Any:
 
 
 def _middleware_messages() -> Iterator[CheckMessage]:
-    for path in (_SESSION, _AUTHENTICATION):
-        name = path.rpartition(".")[2]
-        if not _has_middleware(path):
-            yield Error(f"MIDDLEWARE lacks {name}.", hint=f"Add {path!r}.", id="oidc_rp.E016")
+    session, authentication = _place(_SESSION), _place(_AUTHENTICATION)
+    if session is None:
+        hint = f"Add {_SESSION!r} to MIDDLEWARE, before {_AUTHENTICATION!r}."
+        yield Error("MIDDLEWARE lacks SessionMiddleware.", hint=hint, id="oidc_rp.E016")
+    if authentication is None:
+        hint = f"Add {_AUTHENTICATION!r} to MIDDLEWARE, behind {_SESSION!r}."
+        yield Error("MIDDLEWARE lacks AuthenticationMiddleware.", hint=hint, id="oidc_rp.E016")
+    if session is not None and authentication is not None and authentication < session:
+        hint = f"Move {_SESSION!r} before {_AUTHENTICATION!r}."
+        message = "AuthenticationMiddleware stands before SessionMiddleware."
+        yield Error(message, hint=hint, id="oidc_rp.E016")
+    for path, meant in _misspelt().items():
+        message = f"MIDDLEWARE has {path!r}, which is no middleware."
+        yield Error(message, hint=f"Did you mean {meant!r}?", id="oidc_rp.E024")
     yield from _session_renewal_messages()
+    yield from _token_renewal_messages()
+
+
+def _misspelt() -> dict[str, str]:
+    """What MIDDLEWARE names of ours that is no middleware -> the one that was probably meant."""
+    ours = (_SESSION_RENEWAL, _RENEWAL)
+    return {
+        path: get_close_matches(path, ours, n=1, cutoff=0)[0]
+        for path in settings.MIDDLEWARE
+        if path.startswith("oidc_rp.") and not callable(_imported(path))
+    }
 
 
 def _session_renewal_messages() -> Iterator[CheckMessage]:
@@ -336,9 +358,9 @@ def _session_renewal_messages() -> Iterator[CheckMessage]:
     if _has_middleware(_SESSION_REFRESH):
         hint = f"Put {_SESSION_RENEWAL!r} in its place, and set SESSION_RENEWAL."
         yield Caution("MIDDLEWARE has SessionRefresh.", hint=hint, id="oidc_rp.W008")
-    hint = f"Add {_SESSION_RENEWAL!r} to MIDDLEWARE, right behind {_AUTHENTICATION!r}."
     place = _place(_SESSION_RENEWAL)
     if place is not None:
+        hint = f"Move {_SESSION_RENEWAL!r} right behind {_AUTHENTICATION!r}."
         for path, is_behind in ((_AUTHENTICATION, True), (_LOGIN_REQUIRED, False)):
             other = _place(path)
             if other is not None and is_behind is not (other < place):
@@ -346,11 +368,23 @@ def _session_renewal_messages() -> Iterator[CheckMessage]:
                 message = f"SessionRenewal stands {where} {path.rpartition('.')[2]}."
                 yield Error(message, hint=hint, id="oidc_rp.E022")
         return
+    if _SESSION_RENEWAL in _misspelt().values():
+        return  # its name is told
+    hint = f"Add {_SESSION_RENEWAL!r} to MIDDLEWARE, right behind {_AUTHENTICATION!r}."
     if settings.SESSION_ENGINE.endswith(".signed_cookies"):
         message = "Sessions live in cookies, and nothing refuses those that have ended."
         yield Error(message, hint=hint, id="oidc_rp.E022")
     if any(p.session_renewal is not None for p, _mistakes in _written_providers() if p is not None):
         yield Error("SESSION_RENEWAL is set, and nothing does it.", hint=hint, id="oidc_rp.E022")
+
+
+def _token_renewal_messages() -> Iterator[CheckMessage]:
+    """It works before AuthenticationMiddleware too, but then before SessionRenewal and others."""
+    place, authentication = _place(_RENEWAL), _place(_AUTHENTICATION)
+    if place is not None and authentication is not None and place < authentication:
+        hint = f"Move {_RENEWAL!r} behind {_AUTHENTICATION!r}."
+        message = "TokenRenewal stands before AuthenticationMiddleware."
+        yield Caution(message, hint=hint, id="oidc_rp.W009")
 
 
 def _has_middleware(path: str) -> bool:

@@ -158,31 +158,43 @@ def test_checks_call_no_callable(settings: Settings, providers: Any) -> None:
 MIDDLEWARE = "django.contrib.{}.middleware.{}Middleware"
 SESSIONS = MIDDLEWARE.format("sessions", "Session")
 AUTHENTICATION = MIDDLEWARE.format("auth", "Authentication")
+OWN_SESSIONS = f"{__name__}.Sessions"
 
 
 class Sessions(SessionMiddleware):
     """A site's own."""
 
 
-@pytest.mark.parametrize("missing", [SESSIONS, AUTHENTICATION])
-def test_middleware_that_is_missing_is_told(settings: Settings, missing: str) -> None:
-    """Sessions hold the pending login, and request.user who came before."""
+@pytest.mark.parametrize(
+    ("middleware", "hint"),
+    [
+        ([AUTHENTICATION], f"Add {SESSIONS!r} to MIDDLEWARE, before {AUTHENTICATION!r}."),
+        ([SESSIONS], f"Add {AUTHENTICATION!r} to MIDDLEWARE, behind {SESSIONS!r}."),
+        ([AUTHENTICATION, SESSIONS], f"Move {SESSIONS!r} before {AUTHENTICATION!r}."),
+        ([AUTHENTICATION, OWN_SESSIONS], f"Move {SESSIONS!r} before {AUTHENTICATION!r}."),
+    ],
+)
+def test_middleware_that_is_missing_or_misplaced_is_told(
+    settings: Settings, middleware: list[str], hint: str
+) -> None:
+    """Sessions hold the pending login, and request.user who came before; the hint names a place."""
     settings.OIDC_RP = one()
-    settings.MIDDLEWARE = [path for path in settings.MIDDLEWARE if path != missing]
-    assert missing.rpartition(".")[2] in found()["E016"].msg
+    settings.MIDDLEWARE = middleware
+    assert [(code, message.hint) for code, message in found().items()] == [("E016", hint)]
 
 
 def test_a_middleware_of_the_sites_own_does(settings: Settings) -> None:
     """A subclass is as good."""
     settings.OIDC_RP = one()
     settings.MIDDLEWARE = [
-        "tests.test_checks.Sessions" if path == SESSIONS else path for path in settings.MIDDLEWARE
+        OWN_SESSIONS if path == SESSIONS else path for path in settings.MIDDLEWARE
     ]
     assert found() == {}
 
 
 LOGIN_REQUIRED = MIDDLEWARE.format("auth", "LoginRequired")
 RENEWS = "oidc_rp.middleware.SessionRenewal"
+TOKEN_RENEWS = "oidc_rp.middleware.TokenRenewal"
 REFRESHES = "mozilla_django_oidc.middleware.SessionRefresh"
 
 
@@ -223,6 +235,59 @@ def test_SessionRenewal_stands_where_it_works(
     messages = [f"{code} {message.msg}" for code, message in found().items()]
     assert len(messages) == bool(told), messages
     assert all(message.startswith(told) for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("behind", "hint"),
+    [
+        ([], f"Add {RENEWS!r} to MIDDLEWARE, right behind {AUTHENTICATION!r}."),
+        ([RENEWS, AUTHENTICATION], f"Move {RENEWS!r} right behind {AUTHENTICATION!r}."),
+        (
+            [AUTHENTICATION, LOGIN_REQUIRED, RENEWS],
+            f"Move {RENEWS!r} right behind {AUTHENTICATION!r}.",
+        ),
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_moved(
+    settings: Settings, behind: list[str], hint: str
+) -> None:
+    """A second one, added in the right place, would leave the first where it is."""
+    settings.OIDC_RP = one(SESSION_RENEWAL=600)
+    settings.MIDDLEWARE = [SESSIONS, *(behind or [AUTHENTICATION])]
+    assert found()["E022"].hint == hint
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("oidc_rp.middleware.SessionRenewall", RENEWS),
+        ("oidc_rp.middleware.TokenRenewel", TOKEN_RENEWS),
+        ("oidc_rp.middlewares.TokenRenewal", TOKEN_RENEWS),
+        ("oidc_rp.SessionRenewal", RENEWS),
+        ("oidc_rp.middleware", TOKEN_RENEWS),
+    ],
+)
+def test_a_middleware_of_ours_that_does_not_exist_is_told(
+    settings: Settings, name: str, meant: str
+) -> None:
+    """Django finds it when the first request comes; and it is one mistake, told once."""
+    settings.OIDC_RP = one() | ({"SESSION_RENEWAL": 600} if meant == RENEWS else {})
+    settings.MIDDLEWARE = [SESSIONS, AUTHENTICATION, name]
+    messages = found()
+    assert list(messages) == ["E024"]
+    assert repr(name) in messages["E024"].msg
+    assert messages["E024"].hint == f"Did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize("name", [TOKEN_RENEWS, f"{__name__}.Renewal"])
+def test_TokenRenewal_stands_behind_authentication(settings: Settings, name: str) -> None:
+    """As the README has it."""
+    settings.OIDC_RP = one()
+    settings.MIDDLEWARE = [SESSIONS, name, AUTHENTICATION]
+    assert list(found()) == ["W009"]
+    assert found()["W009"].hint == f"Move {TOKEN_RENEWS!r} behind {AUTHENTICATION!r}."
+    settings.MIDDLEWARE = [SESSIONS, AUTHENTICATION, name]
+    assert found() == {}
 
 
 @pytest.mark.parametrize("name", ["SESSION_COOKIE_SAMESITE", "CSRF_COOKIE_SAMESITE"])
