@@ -16,7 +16,11 @@ def main() -> None:
     parser.add_argument("--overlap", type=float, default=0, help="seconds of a spent token's grace")
     parser.add_argument("--seconds", type=float, default=1800, help="to run, at most")
     options = parser.parse_args()
-    with OpenIDProvider(port=options.port) as op:
+    try:
+        provider = OpenIDProvider(port=options.port)
+    except OSError as error:
+        parser.exit(1, f"Port {options.port} cannot be used ({error.strerror}): choose another.\n")
+    with provider as op:
         op.access_token_lifetime, op.overlap = options.lifetime, options.overlap
         op.refresh_delay = options.delay
         op.post_logout_redirect_uris = None  # any: it cannot know where its client will run

@@ -79,6 +79,8 @@ class Findings:
 
     def summary(self) -> str:
         changed = f", {self.changed:,} were renewed meanwhile" if self.changed else ""
+        if not self.moved and not self.unopened:
+            return f"0 tokens had to be moved to the newest key{changed}."
         return f"{self.moved:,} tokens are sealed with the newest key now{changed}."
 
     def complaint(self) -> str:
