@@ -44,7 +44,7 @@ _PER_PROCESS_CACHES = ("locmem.LocMemCache", "dummy.DummyCache")
 _RENEWAL = "oidc_rp.middleware.TokenRenewal"
 _SESSION_RENEWAL = "oidc_rp.middleware.SessionRenewal"
 _SESSION_REFRESH = "mozilla_django_oidc.middleware.SessionRefresh"
-_INEQUALITY = "TIMEOUT of the OP < REFRESH_WAIT < WORKER_TIMEOUT, in seconds."
+_INEQUALITY = "Write a number: TIMEOUT of the OP < REFRESH_WAIT < WORKER_TIMEOUT, in seconds."
 _NEW_KEY = "`manage.py oidc_generate_key` prints a key for it."
 
 
@@ -103,8 +103,8 @@ def _cache_messages() -> Iterator[CheckMessage]:
     if str(backend).endswith(_PER_PROCESS_CACHES):
         yield Caution(
             "The default cache is not shared between processes.",
-            hint="Each process then fetches keys for itself, and the limits on fetching hold for "
-            "each alone. Use Redis, Memcached or the database as cache.",
+            hint="Use Redis, Memcached or the database as cache. Now each process fetches keys for "
+            "itself, and the limits on fetching hold for each alone.",
             id="oidc_rp.W005",
         )
 
@@ -113,8 +113,8 @@ def _sqlite_messages(database: str) -> Iterator[CheckMessage]:
     if conf.token_keys() and not settings.DEBUG and connections[database].vendor == "sqlite":
         yield Caution(
             f"Refresh tokens are kept in SQLite (database {database!r}).",
-            hint="It lets one writer in at a time: a new token cannot be stored while a request "
-            "writes, and is lost if the process dies then. Use PostgreSQL, MariaDB or MySQL.",
+            hint="Use PostgreSQL, MariaDB or MySQL. SQLite lets one writer in at a time: a new "
+            "token cannot be stored while a request writes, and is lost if the process dies then.",
             id="oidc_rp.W006",
         )
 
@@ -157,7 +157,7 @@ def _unsealed_messages() -> Iterator[CheckMessage]:
             yield Error(
                 f"OIDC_RP['PROVIDERS'][{provider.slug!r}] brings tokens to keep, and "
                 "OIDC_RP['TOKEN_KEYS'] is empty.",
-                hint=f"Tokens are never stored unsealed. {_NEW_KEY}",
+                hint=f"Add TOKEN_KEYS: tokens are never stored unsealed. {_NEW_KEY}",
                 id="oidc_rp.E019",
             )
 
@@ -172,14 +172,15 @@ def _time_messages() -> Iterator[CheckMessage]:
             yield Error(
                 f"OIDC_RP['PROVIDERS'][{provider.slug!r}]: TIMEOUT ({provider.timeout:g} s) is "
                 f"not less than REFRESH_WAIT ({wait:g} s).",
-                hint="Who waits for another's refresh waits at least as long as the OP may take.",
+                hint="Lower TIMEOUT or raise REFRESH_WAIT: who waits for another's refresh waits "
+                "at least as long as the OP may take.",
                 id="oidc_rp.E021",
             )
     if wait >= worker:
         yield Error(
             f"REFRESH_WAIT ({wait:g} s) is not less than WORKER_TIMEOUT ({worker:g} s).",
-            hint="WORKER_TIMEOUT is when your web server kills a worker (gunicorn --timeout); a "
-            "refresh is to be over by then.",
+            hint="Lower REFRESH_WAIT, or raise WORKER_TIMEOUT, which is when your web server kills "
+            "a worker (gunicorn --timeout): a refresh is to be over by then.",
             id="oidc_rp.E021",
         )
 
@@ -191,10 +192,10 @@ def _atomic_requests_messages() -> Iterator[CheckMessage]:
     if conf.token_keys() and atomic and not renewed_before:
         yield Caution(
             f"Tokens are refreshed inside of ATOMIC_REQUESTS (database {database!r}).",
-            hint="A refresh is stored over a connection of its own, so that a view that raises "
-            "does not roll it back: leave OWN_CONNECTION alone, and allow a second connection "
-            f"for each worker. Add {_RENEWAL!r} to MIDDLEWARE: it renews tokens before the "
-            "view and its transaction begin.",
+            hint=f"Add {_RENEWAL!r} to MIDDLEWARE, behind {_AUTHENTICATION!r}: it renews tokens "
+            "before the view and its transaction begin. Leave OWN_CONNECTION alone, and allow a "
+            "second connection for each worker: a refresh is stored over that one, so that a view "
+            "that raises does not roll it back.",
             id="oidc_rp.W007",
         )
 
@@ -210,7 +211,7 @@ def _settings_mistakes() -> Iterator[Mistake]:
     yield from _token_key_mistakes(given.get("TOKEN_KEYS", []))
     yield from _top_value_mistakes(given)
     if not isinstance(given.get("KEEP_ANONYMOUS_SESSION", False), bool):
-        hint = "True keeps in the session what an anonymous visitor left there."
+        hint = "Write True to keep in the session what an anonymous visitor left there."
         message = "OIDC_RP['KEEP_ANONYMOUS_SESSION'] should be True or False."
         yield Mistake("E004", message, hint)
     yield from _callable_mistakes(given.get("PROVIDERS"))
@@ -232,11 +233,11 @@ def _top_value_mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
             yield Mistake("E004", f"OIDC_RP[{name!r}] should be seconds, more than 0.", _INEQUALITY)
     kept = given.get("EVENT_RETENTION", 1)
     if type(kept) not in (int, float) or not 0 < kept <= conf.MAX_RETENTION:
-        hint = "oidc_prune deletes events that are older."
+        hint = "Write a number of days: oidc_prune deletes events that are older."
         message = f"OIDC_RP['EVENT_RETENTION'] should be days, at most {conf.MAX_RETENTION}."
         yield Mistake("E004", message, hint)
     if given.get("OWN_CONNECTION") not in (None, True, False):
-        hint = "None decides by itself, False always takes the connection of the caller."
+        hint = "Write False to take the connection of the caller always; None decides by itself."
         yield Mistake("E004", "OIDC_RP['OWN_CONNECTION'] should be None or False.", hint)
 
 
@@ -252,7 +253,7 @@ def _written_providers() -> Iterator[tuple[conf.Provider | None, list[Mistake]]]
 
 
 def _callable_mistakes(providers: Any) -> Iterator[Mistake]:
-    hint = "PROVIDERS maps slugs to the options of an OP; either may come from a callable."
+    hint = "Write a dict: PROVIDERS maps slugs to the options of an OP; a callable may return it."
     where = "OIDC_RP['PROVIDERS']"
     given = {where: providers}
     if isinstance(providers, dict):
@@ -265,7 +266,7 @@ def _callable_mistakes(providers: Any) -> Iterator[Mistake]:
 
 
 def _token_key_mistakes(keys: Any) -> Iterator[Mistake]:
-    hint = "Each is 32 random octets in URL-safe base64; the newest first."
+    hint = f"Write a list of keys, the newest first. {_NEW_KEY}"
     if not isinstance(keys, list | tuple):
         yield Mistake("E010", "OIDC_RP['TOKEN_KEYS'] should be a list.", hint)
         return
@@ -275,7 +276,7 @@ def _token_key_mistakes(keys: Any) -> Iterator[Mistake]:
             yield Mistake("E010", f"OIDC_RP['TOKEN_KEYS'][{number}] is no key.", hint)
         elif urlsafe_b64decode(key[:43] + "=") in derived:
             message = f"OIDC_RP['TOKEN_KEYS'][{number}] is made of SECRET_KEY."
-            yield Mistake("E010", message, f"Whoever has one has both. {_NEW_KEY}")
+            yield Mistake("E010", message, f"Replace it: whoever has one has both. {_NEW_KEY}")
 
 
 def _made_of_secret_keys() -> set[bytes]:
@@ -304,7 +305,7 @@ def _backend_messages() -> Iterator[CheckMessage]:
             if getattr(backend, hook) is not getattr(OIDCBackend, hook):
                 yield Caution(
                     f"{backend.__name__}.{hook} is never called.",
-                    hint="oidc_rp proves who signs in by itself; the account hooks are called.",
+                    hint="Remove it: oidc_rp itself proves who signs in. Account hooks are called.",
                     id="oidc_rp.W001",
                 )
         if backend.filter_users_by_claims is not OIDCBackend.filter_users_by_claims:
@@ -427,10 +428,13 @@ def _url_messages() -> Iterator[CheckMessage]:
 def _provider_messages(provider: conf.Provider) -> Iterator[CheckMessage]:
     where = f"OIDC_RP['PROVIDERS'][{provider.slug!r}]"
     if provider.allow_loopback_http and not settings.DEBUG:
-        hint = "It is meant for development and tests."
+        hint = "Remove ALLOW_LOOPBACK_HTTP where others use this site: it is for development."
         yield Caution(f"{where} allows plain http.", hint=hint, id="oidc_rp.W002")
     if provider.dangerously_link_by_email is not None:
-        hint = "Whoever controls an address at this OP may ask to be linked to its account here."
+        hint = (
+            "Make sure that this OP proves addresses, then silence this check: whoever controls "
+            "one there may ask to be linked to its account here."
+        )
         yield Caution(f"{where} links accounts by e-mail.", hint=hint, id="oidc_rp.W004")
     yield from _user_model_messages(provider, where)
 
@@ -454,7 +458,7 @@ def _user_model_messages(provider: conf.Provider, where: str) -> Iterator[CheckM
     for option, name in wrong:
         yield Error(
             f"{where}[{option!r}] needs {name!r} of the user model, and cannot have it.",
-            hint="CLAIMS maps plain fields of the user model to claims: {field: claim}. "
+            hint="Remove it: CLAIMS maps plain fields of the user model to claims, {field: claim}. "
             "Groups, is_staff and is_superuser come from GROUPS_CLAIM alone.",
             id="oidc_rp.E018",
         )

@@ -399,14 +399,17 @@ def read_provider(slug: Any, options: Mapping[str, Any]) -> tuple[Provider | Non
     mistakes = [*_slug_mistakes(slug), *unknown_options(options, OPTIONS, where)]
     values: dict[str, Any] = {}
     for name, item in OPTIONS.items():
-        hint = item.metadata["sentence"]
+        sentence, required = item.metadata["sentence"], _is_required(item)
         if options.get(name) is not None:
             try:
                 values[item.name] = item.metadata["read"](options[name])
             except ValueError as error:
+                empty = isinstance(options[name], str) and not options[name]
+                do = "Fill it in, here or where it comes from" if empty else "Correct it"
+                hint = f"{do}: {sentence}" if required else f"{do}, or leave it out: {sentence}"
                 mistakes.append(Mistake("E004", f"{where}[{name!r}] should be {error}.", hint))
-        elif item.default is MISSING and item.default_factory is MISSING:
-            mistakes.append(Mistake("E002", f"{where} lacks {name!r}.", f"Add it: {hint}"))
+        elif required:
+            mistakes.append(Mistake("E002", f"{where} lacks {name!r}.", f"Add it: {sentence}"))
     if mistakes:
         return None, mistakes
     provider = Provider(slug=slug, **({"label": slug} | values))
@@ -414,9 +417,15 @@ def read_provider(slug: Any, options: Mapping[str, Any]) -> tuple[Provider | Non
     return (None if mistakes else provider), mistakes
 
 
+def _is_required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
 def _slug_mistakes(slug: Any) -> Iterator[Mistake]:
     if not isinstance(slug, str) or not slug_re.match(slug) or len(slug) > MAX_SLUG_LENGTH:
-        hint = f"At most {MAX_SLUG_LENGTH} letters, digits, hyphens and underscores, as in URLs."
+        hint = (
+            f"Take at most {MAX_SLUG_LENGTH} letters, digits, hyphens and underscores, as in URLs."
+        )
         yield Mistake("E008", f"OIDC_RP['PROVIDERS'] has {slug!r}, which is no slug.", hint)
     elif slug in RESERVED_SLUGS:
         hint = "Take another name; at the OP the callback URL changes with it."
@@ -431,7 +440,7 @@ def unknown_options(
         if name in known:
             continue
         near = get_close_matches(str(name).upper(), sorted(known), n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else "The README lists all options."
+        hint = f"Did you mean {near[0]!r}?" if near else "Remove it: the README lists all options."
         if name in OWN_OPTIONS:
             hint = "It belongs to one provider: move it into PROVIDERS."
         elif name in TOP_OPTIONS:
@@ -445,21 +454,23 @@ def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
     yield from _client_mistakes(provider, where)
     yield from _metadata_mistakes(provider, where)
     if wrong := PROTECTED_PARAMETERS & set(provider.authorization_params):
-        hint = "Our checks rest on these; their values come from other options."
+        hint = "Remove them: our checks rest on these, and their values come from other options."
         names = ", ".join(sorted(wrong))
         yield Mistake("E014", f"{where}['AUTHORIZATION_PARAMS'] cannot set {names}.", hint)
     for name in ("REDIRECT_URIS", "POST_LOGOUT_REDIRECT_URIS"):
         for uri in getattr(provider, name.lower()):
             if not url_is_allowed(uri, loopback_http=True):
-                hint = "An absolute https URL, as registered at the OP."
+                hint = "Write an absolute https URL, as registered at the OP."
                 yield Mistake("E004", f"{where}[{name!r}] has {_shown(uri)!r}.", hint)
     for origin in {origin for origins in provider.api_origins.values() for origin in origins}:
         if not url_is_allowed(origin, loopback_http=provider.allow_loopback_http):
-            hint = "Access tokens travel over https only."
+            hint = "Write it with https: access tokens travel over nothing else."
             yield Mistake("E004", f"{where}['API_ORIGINS'] has {_shown(origin)!r}.", hint)
     grants = provider.groups or provider.staff_groups or provider.superuser_groups
     if grants and not provider.groups_claim:
-        hint = "GROUPS, STAFF_GROUPS and SUPERUSER_GROUPS speak of the values of that claim."
+        hint = (
+            "Add it: GROUPS, STAFF_GROUPS and SUPERUSER_GROUPS speak of the values of that claim."
+        )
         yield Mistake("E002", f"{where} lacks 'GROUPS_CLAIM'.", hint)
 
 
@@ -474,15 +485,17 @@ def _shown(url: str) -> str:
 def _issuer_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
     sample = provider.issuer.replace(TENANT, "tenant")
     if not url_is_allowed(sample, loopback_http=provider.allow_loopback_http) or "?" in sample:
-        hint = "An https URL; for an OP on this machine ALLOW_LOOPBACK_HTTP permits http."
+        hint = "Write an https URL; for an OP on this machine ALLOW_LOOPBACK_HTTP permits http."
         yield Mistake(
             "E005", f"{where}['ISSUER'] is no https URL: {_shown(provider.issuer)!r}.", hint
         )
     if (TENANT in provider.issuer) != bool(provider.tenants):
-        hint = f"ISSUER with {TENANT} and TENANTS go together; name every tenant you trust."
+        hint = f"Write {TENANT} in ISSUER, and in TENANTS every tenant you trust; or neither."
         yield Mistake("E015", f"{where} has one of ISSUER's {TENANT} and TENANTS only.", hint)
     if TENANT in provider.issuer and str(provider.token_endpoint_auth_method).endswith("_jwt"):
-        hint = "A client assertion names one issuer as its audience (RFC 7523 §3)."
+        hint = (
+            "Take another TOKEN_ENDPOINT_AUTH_METHOD: an assertion names one issuer (RFC 7523 §3)."
+        )
         yield Mistake("E015", f"{where} has many tenants and client assertions.", hint)
 
 
@@ -492,23 +505,28 @@ def _client_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
     algorithms = {provider.id_token_signed_response_alg, provider.userinfo_signed_response_alg}
     needs_hmac = algorithms & jose.HMAC_ALGORITHMS or method == "client_secret_jwt"
     if secret is None and method not in ("none", "private_key_jwt"):
-        hint = 'Or set TOKEN_ENDPOINT_AUTH_METHOD to "none" for a public client.'
+        hint = (
+            'Add "CLIENT_SECRET", which the OP gave to this site. For a public client, which has '
+            'none, set TOKEN_ENDPOINT_AUTH_METHOD to "none".'
+        )
         yield Mistake("E002", f"{where} lacks 'CLIENT_SECRET'.", hint)
     elif needs_hmac:
         try:
             jose.hmac_keys(secret or ClientSecret(""))
         except InvalidJOSE:
-            hint = f"HMAC needs {jose.MIN_SECRET_BYTES} octets (RFC 7518 §3.2): get a new secret."
+            hint = f"Get a new secret: HMAC needs {jose.MIN_SECRET_BYTES} octets (RFC 7518 §3.2)."
             yield Mistake("E006", f"{where}['CLIENT_SECRET'] is too short for HMAC.", hint)
     if method == "client_secret_jwt" and signing_alg not in (None, *jose.HMAC_ALGORITHMS):
-        hint = "client_secret_jwt signs with HS256, HS384 or HS512 (Core §9)."
+        hint = "Take HS256, HS384 or HS512: client_secret_jwt signs with these (Core §9)."
         yield Mistake("E004", f"{where}['TOKEN_ENDPOINT_AUTH_SIGNING_ALG'] does not fit.", hint)
     if method == "private_key_jwt":
         try:
             key = provider.private_key or PrivateKey("{}")
             jose.check_private_jwk(json.loads(key.reveal()), signing_alg or "RS256")
         except InvalidJOSE as error:
-            hint = "A private JWK of the algorithm's type, as a dict; its `kid` is sent along."
+            hint = (
+                "Write a private JWK of the algorithm's type, as a dict; its `kid` is sent along."
+            )
             yield Mistake("E009", f"{where}['PRIVATE_KEY']: {error.message}.", hint)
 
 
@@ -516,7 +534,7 @@ def _metadata_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
     """METADATA may be all there is, or override a part of what discovery will tell."""
     endpoints = {"authorization_endpoint", "token_endpoint"}
     told = {"issuer": provider.issuer} | dict.fromkeys(endpoints, "https://op.invalid")
-    hint = "RFC 8414 §2 tells the names and types of its members."
+    hint = "Correct it: RFC 8414 §2 tells the names and types of its members."
     try:
         read_provider_metadata(
             told | provider.metadata, provider.issuer, loopback_http=provider.allow_loopback_http
@@ -525,7 +543,7 @@ def _metadata_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
         yield Mistake("E013", f"{where}['METADATA'] is refused: {error}.", hint)
     by_key = provider.id_token_signed_response_alg not in jose.HMAC_ALGORITHMS
     if endpoints <= set(provider.metadata) and by_key and not provider.metadata.get("jwks_uri"):
-        hint = "With both endpoints in METADATA nothing is discovered, and ID Tokens need keys."
+        hint = "Add it: with both endpoints here nothing is discovered, and ID Tokens need keys."
         yield Mistake("E013", f"{where}['METADATA'] lacks 'jwks_uri'.", hint)
 
 

@@ -110,6 +110,12 @@ SETTINGS: list[tuple[str, Any]] = [
 ]
 
 
+SOMETHING_TO_DO = (
+    *("Add ", "Correct ", "Did you mean ", "Fill ", "Get ", "It belongs ", "It is for the whole "),
+    *("Lower ", "Make sure ", "Remove ", "Replace ", "Take ", "Write "),
+)
+
+
 @pytest.mark.parametrize(("code", "value"), SETTINGS)
 def test_each_mistake_in_the_settings_has_its_id_and_hint(
     settings: Settings, code: str, value: Any
@@ -117,6 +123,23 @@ def test_each_mistake_in_the_settings_has_its_id_and_hint(
     """One mistake, one message: its id is stable and its hint says how to mend it."""
     settings.OIDC_RP = value
     assert list(found()) == [code]
+    assert found()[code].hint.startswith(SOMETHING_TO_DO), found()[code].hint
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (one(CLIENT_ID=""), "Fill it in, here or where it comes from: The client identifier that "),
+        (one(CLIENT_ID=5), "Correct it: The client identifier that the OP gave to this site."),
+        (one(TIMEOUT=0), "Correct it, or leave it out: Seconds for one call to the OP, in all."),
+        (one(CLIENT_SECRET=None), 'Add "CLIENT_SECRET", which the OP gave to this site. '),
+        (one() | {"TOKEN_KEYS": ["abc"]}, "Write a list of keys, the newest first. `manage.py oi"),
+    ],
+)
+def test_a_hint_is_something_to_do(settings: Settings, value: Any, hint: str) -> None:
+    """The doctor shows it as "Mend": what an option is for mends nothing."""
+    settings.OIDC_RP = value
+    assert [message.hint[: len(hint)] for message in found().values()] == [hint]
 
 
 def test_missing_settings_are_told(settings: Settings) -> None:
@@ -129,6 +152,7 @@ def test_plain_http_is_told_outside_debug(settings: Settings) -> None:
     """ALLOW_LOOPBACK_HTTP is for development."""
     settings.OIDC_RP = one(ISSUER="http://127.0.0.1:9000", ALLOW_LOOPBACK_HTTP=True)
     assert list(found()) == ["W002"]
+    assert found()["W002"].hint.startswith("Remove ALLOW_LOOPBACK_HTTP")
     settings.DEBUG = True
     assert found() == {}
 

@@ -287,7 +287,7 @@ def test_M40_options_that_contradict_each_other_make_no_provider(
     provider, mistakes = read(**options)
     assert provider is None
     assert [mistake.id for mistake in mistakes] == [code]
-    assert all(mistake.hint for mistake in mistakes)
+    assert mistakes[0].hint.startswith(("Add ", "Get ", "Remove ", "Take ", "Write ", "Correct "))
 
 
 @pytest.mark.parametrize(
