@@ -206,7 +206,7 @@ def _settings_mistakes() -> Iterator[Mistake]:
         hint = "Add the dict OIDC_RP with PROVIDERS; the README shows one."
         yield Mistake("E001", "OIDC_RP is missing, empty or no dict.", hint)
         return
-    known = conf.TOP_OPTIONS | conf.OPTIONS.keys() - conf.OWN_OPTIONS
+    known = conf.TOP_OPTIONS | conf.SHARED_OPTIONS
     yield from conf.unknown_options(given, known, "OIDC_RP")
     yield from _token_key_mistakes(given.get("TOKEN_KEYS", []))
     yield from _top_value_mistakes(given)

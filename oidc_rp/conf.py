@@ -384,7 +384,10 @@ OWN_OPTIONS = frozenset(
     "ISSUER CLIENT_ID CLIENT_SECRET PRIVATE_KEY LABEL METADATA REDIRECT_URIS TENANTS "
     "POST_LOGOUT_REDIRECT_URIS API_ORIGINS".split()
 )
-"""What each provider says for itself; any other option may stand at the top, for all of them."""
+"""What each provider says for itself."""
+
+SHARED_OPTIONS = frozenset(OPTIONS.keys() - OWN_OPTIONS)
+"""What may stand at the top as well, for all providers."""
 
 TOP_OPTIONS = frozenset(
     "PROVIDERS TOKEN_KEYS KEEP_ANONYMOUS_SESSION REFRESH_WAIT WORKER_TIMEOUT OWN_CONNECTION "
@@ -548,8 +551,8 @@ def _metadata_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
 
 
 _NOT_GIVEN = object()
-_known: dict[Any, tuple[dict[str, Any], Provider | None, str]] = {}
-"""slug -> options, and the provider or the mistakes in them, for as long as they stay the same."""
+_known: dict[Any, tuple[tuple[Any, ...], Provider | None, str]] = {}
+"""slug -> what was read, and the provider or its mistakes, for as long as that stays the same."""
 
 
 def _forget(*, setting: str, **_: Any) -> None:
@@ -568,8 +571,13 @@ def given() -> dict[str, Any]:
 
 def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of one provider, over those that stand at the top of OIDC_RP for all."""
-    elsewhere = TOP_OPTIONS | OWN_OPTIONS  # an unknown name comes along, and is refused there
-    return {n: value for n, value in given().items() if n not in elsewhere} | dict(options)
+    return {n: value for n, value in given().items() if n in SHARED_OPTIONS} | dict(options)
+
+
+def _unknown_at_top() -> list[str]:
+    """What refuses every provider: it may have been meant to say something for all (M40)."""
+    mistakes = unknown_options(given(), TOP_OPTIONS | OPTIONS.keys(), "OIDC_RP")
+    return [mistake.message for mistake in mistakes]
 
 
 def _dict_from(value: Any, code: str, where: str) -> dict[Any, Any]:
@@ -599,15 +607,16 @@ def _provider(slug: str, all_options: dict[Any, Any]) -> Provider:
         raise ConfigurationError("provider.unknown", "no provider of this name")
     where = f"OIDC_RP['PROVIDERS'][{slug!r}]"
     options = with_defaults(_dict_from(given_options, "configuration.provider", where))
-    known = _known.get(slug)
-    if known is None or known[0] != options:
+    known, unknown = _known.get(slug), _unknown_at_top()
+    if known is None or known[0] != (options, unknown):
         found, mistakes = read_provider(slug, options)
-        told = "; ".join(mistake.message for mistake in mistakes)
+        told = "; ".join([*unknown, *(mistake.message for mistake in mistakes)])
         if told:
+            found = None
             logger.error("provider %r cannot be used: %s", slug, told)
         if known is not None and found == known[1]:
             found = known[1]  # the same value stays the same object, and keeps its caches
-        known = _known[slug] = (deepcopy(options), found, told)
+        known = _known[slug] = ((deepcopy(options), unknown), found, told)
     found, told = known[1:]
     del given_options, options, known
     if found is None:

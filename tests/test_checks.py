@@ -142,6 +142,15 @@ def test_a_hint_is_something_to_do(settings: Settings, value: Any, hint: str) ->
     assert [message.hint[: len(hint)] for message in found().values()] == [hint]
 
 
+def test_an_unknown_option_at_the_top_is_told_once(settings: Settings) -> None:
+    """Where it stands, and not for a provider, which has other options and other near ones."""
+    settings.OIDC_RP = one() | {"TOKEN_KEY": [KEY]}
+    ours = [m for m in run_checks(tags=[Tags.security]) if str(m.id).startswith("oidc_rp.")]
+    assert [(message.msg, message.hint) for message in ours] == [
+        ("OIDC_RP has an unknown option 'TOKEN_KEY'.", "Did you mean 'TOKEN_KEYS'?")
+    ]
+
+
 def test_missing_settings_are_told(settings: Settings) -> None:
     """A project that only has the app installed learns what it lacks."""
     del settings.OIDC_RP

@@ -423,6 +423,19 @@ def test_the_top_level_holds_defaults_for_all(settings: Settings) -> None:
     assert {provider.scope for provider in found.values()} == {"openid groups"}
 
 
+def test_M40_an_unknown_option_at_the_top_refuses_every_provider(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may have been meant to say whom they let in; the refusal tells where it stands."""
+    settings.OIDC_RP = {"PROVIDERS": {"op": GOOD}, "EMAIL_DOMAIN": ["example.com"]}
+    with pytest.raises(ConfigurationError, match="OIDC_RP has an unknown option 'EMAIL_DOMAIN'"):
+        conf.provider("op")
+    assert conf.providers() == {}
+    assert len(caplog.records) == 1
+    del settings.OIDC_RP["EMAIL_DOMAIN"]
+    assert conf.provider("op").email_domains == frozenset()
+
+
 def options_of_three() -> dict[str, Any]:
     return GOOD | {"CLIENT_ID": "three"}
 
