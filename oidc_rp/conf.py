@@ -590,7 +590,8 @@ def _dict_from(value: Any, code: str, where: str) -> dict[Any, Any]:
         if not isinstance(found, dict):
             raise TypeError(f"a {type(found).__name__} is no dict")
     except Exception as error:
-        logger.exception("%s cannot be read", where)
+        of_the_site = callable(value) or isinstance(value, str)  # else a traceback tells nothing
+        logger.error("%s cannot be read", where, exc_info=of_the_site)
         raise ConfigurationError(code, f"{where} cannot be read") from error
     return found
 
@@ -636,6 +637,8 @@ def provider(slug: str) -> Provider:
 def providers() -> dict[str, Provider]:
     """Every provider that can be used, in the order of the settings."""
     found: dict[str, Provider] = {}
+    if given().get("PROVIDERS") is None:
+        return found  # the checks tell that, and whoever asks for one provider
     with suppress(ConfigurationError):
         all_options = _options()
         for slug in all_options:
