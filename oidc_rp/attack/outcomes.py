@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import conf
@@ -14,6 +14,8 @@ from .attacks import ATTACKS, Attack
 from .stage import ELSEWHERE, LeadsElsewhere, Scene, refusal_code, scene_of, unheard
 
 REFUSED, GOT_THROUGH, FAILED = "REFUSED", "GOT THROUGH", "FAILED"
+REFUSED_OTHERWISE = "REFUSED OTHERWISE"
+"""By another check than the one that it is aimed at: of that one it proves nothing."""
 
 
 class NotProven(Exception):
@@ -26,9 +28,11 @@ class NotProven(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An attack, the code that refused it, and what went wrong; "" for nothing."""
+    """An attack, the code that it is to be refused by, the one that refused it, and what went
+    wrong; "" for nothing."""
 
     attack: Attack
+    expected: str
     code: str
     got_through: str = ""
     failed: str = ""
@@ -37,16 +41,17 @@ class Outcome:
     def verdict(self) -> str:
         if self.got_through:
             return GOT_THROUGH
-        return FAILED if self.failed else REFUSED
+        if self.failed:
+            return FAILED
+        return REFUSED if self.code == self.expected else REFUSED_OTHERWISE
 
     @property
     def told(self) -> str:
         """The verdict in one line."""
-        return f"{self.verdict} by {self.code}" if self.verdict == REFUSED else self.problem
-
-    @property
-    def problem(self) -> str:
-        return f"{self.verdict}: {self.got_through or self.failed}"
+        if problem := self.got_through or self.failed:
+            return f"{self.verdict}: {problem}"
+        instead = "" if self.verdict == REFUSED else f", not by {self.expected}"
+        return f"{self.verdict} by {self.code}{instead}"
 
 
 def run(slug: str, claims: Mapping[str, Any] | None = None) -> Iterator[Outcome]:
@@ -97,18 +102,19 @@ def _attempt(
         try:
             response = attack.attempt(scene)
         except Exception as error:  # noqa: BLE001 - whatever the project's views, or the walk, raise
-            return Outcome(attack, "", failed=type(error).__name__)
+            return Outcome(attack, attack.code_at(provider), "", failed=type(error).__name__)
         return _judged(attack, scene, response)
 
 
 def _judged(attack: Attack, scene: Scene, response: Response) -> Outcome:
     code, status = refusal_code(scene, response), response.status_code
+    outcome = Outcome(attack, attack.code_at(scene.provider), code)
     through = _got_through(attack, scene)
     if through or status < 400:
-        return Outcome(attack, code, got_through=through or f"HTTP {status}")
+        return replace(outcome, got_through=through or f"HTTP {status}")
     if status >= 500:
-        return Outcome(attack, code, failed=f"HTTP {status}")
-    return Outcome(attack, code, failed="" if code else f"HTTP {status} without a code")
+        return replace(outcome, failed=f"HTTP {status}")
+    return outcome if code else replace(outcome, failed=f"HTTP {status} without a code")
 
 
 def _got_through(attack: Attack, scene: Scene) -> str:

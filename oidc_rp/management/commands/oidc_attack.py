@@ -2,6 +2,8 @@
 
 import json
 import threading
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from django.core.checks import Tags
@@ -11,7 +13,7 @@ from django.urls import NoReverseMatch
 
 from ... import conf, grants
 from ...attack import NotProven, Outcome, run
-from ...attack.outcomes import REFUSED
+from ...attack.outcomes import REFUSED, REFUSED_OTHERWISE
 from ...errors import ConfigurationError
 from ..tables import require_tables
 
@@ -22,7 +24,8 @@ class Command(BaseCommand):
     """Run the project's settings against an OP that misbehaves, and print what is refused.
 
     The OP is in this process; nothing stays in the database, the cache or the sessions. The exit
-    code is 1 if anything got through, 2 if not even an honest sign-in succeeds.
+    code is 1 if anything was not refused by the check that it is aimed at, 2 if not even an honest
+    sign-in succeeds.
     """
 
     help = "Run the project's settings against a misbehaving provider, and print what is refused."
@@ -50,9 +53,9 @@ class Command(BaseCommand):
         if options["json"]:
             told = [_as_json(slug, outcomes) for slug, outcomes in found.items()]
             self.stdout.write(json.dumps({"providers": told}, indent=2))
-        through = sum(outcome.verdict != REFUSED for all_ in found.values() for outcome in all_)
-        if through:
-            raise CommandError(f"{through:,} attacks were not refused.")
+        problems = _problems(outcome for outcomes in found.values() for outcome in outcomes)
+        if problems:
+            raise CommandError("\n".join(problems))
 
     def _attacked(self, slug: str, claims: dict[str, Any], *, quiet: bool) -> list[Outcome]:
         outcomes = []
@@ -73,14 +76,33 @@ class Command(BaseCommand):
         except DatabaseError as error:
             raise CommandError(f"A database of this project cannot be used: {error}") from error
         if not quiet:
-            refused = sum(outcome.verdict == REFUSED for outcome in outcomes)
-            self.stdout.write(f"{slug}: {refused:,} of {len(outcomes):,} attacks refused.")
+            self.stdout.write(f"{slug}: {_summary(outcomes)}")
         return outcomes
 
     def _tell(self, outcome: Outcome) -> None:
         style = self.style.SUCCESS if outcome.verdict == REFUSED else self.style.ERROR
         attack, told = outcome.attack, style(outcome.told.ljust(38))
         self.stdout.write(f"{attack.promise:<5} {told} {attack.sentence}")
+
+
+def _summary(outcomes: list[Outcome]) -> str:
+    count = Counter(outcome.verdict for outcome in outcomes)
+    otherwise = f", {count[REFUSED_OTHERWISE]:,} otherwise" if count[REFUSED_OTHERWISE] else ""
+    return f"{count[REFUSED]:,} of {len(outcomes):,} attacks refused{otherwise}."
+
+
+def _problems(outcomes: Iterable[Outcome]) -> list[str]:
+    """A sentence about what was not refused, and one about what proves nothing."""
+    count = Counter(outcome.verdict for outcome in outcomes)
+    otherwise = count.pop(REFUSED_OTHERWISE, 0)
+    through = count.total() - count[REFUSED]
+    not_refused = f"{_attacks(through)} not refused."
+    of_no_proof = f"{_attacks(otherwise)} refused otherwise, which proves nothing."
+    return [not_refused] * bool(through) + [of_no_proof] * bool(otherwise)
+
+
+def _attacks(number: int) -> str:
+    return "1 attack was" if number == 1 else f"{number:,} attacks were"
 
 
 def _claims(text: str) -> dict[str, Any]:
@@ -97,12 +119,14 @@ def _as_json(slug: str, outcomes: list[Outcome]) -> dict[str, Any]:
     return {
         "provider": slug,
         "refused": sum(outcome.verdict == REFUSED for outcome in outcomes),
+        "refused_otherwise": sum(outcome.verdict == REFUSED_OTHERWISE for outcome in outcomes),
         "attacks": [
             {
                 "promise": outcome.attack.promise,
                 "attack": outcome.attack.sentence,
                 "verdict": outcome.verdict,
                 "code": outcome.code,
+                "expected": outcome.expected,
                 "problem": outcome.got_through or outcome.failed,
             }
             for outcome in outcomes
