@@ -252,6 +252,28 @@ def test_a_refusal_by_another_code_proves_nothing(settings: Settings) -> None:
     assert re.search(r"own: \d+ of \d+ attacks refused, 1 otherwise\.", out.getvalue())
 
 
+def test_a_provider_that_cannot_be_used_is_told(settings: Settings) -> None:
+    """Without a slug the others are attacked all the same; the exit code is 1."""
+    own = settings.OIDC_RP["PROVIDERS"]["own"]
+    settings.OIDC_RP = {"PROVIDERS": {"half": {"ISSUER": "https://half.example"}, "own": own}}
+    out = StringIO()
+    with pytest.raises(CommandError, match=r"^half is not attacked: configuration\.prov") as failed:
+        call_command("oidc_attack", "--json", stdout=out)
+    assert failed.value.returncode == 1
+    (told,) = json.loads(out.getvalue())["providers"]
+    assert (told["provider"], told["refused"]) == ("own", len(told["attacks"]))
+
+
+@pytest.mark.parametrize("providers", [None, {}, "no.such.callable", dict])
+def test_without_any_provider_there_is_nothing_to_attack(
+    settings: Settings, providers: Any
+) -> None:
+    """Also where what names them cannot be read."""
+    settings.OIDC_RP = {"PROVIDERS": providers}
+    with pytest.raises(CommandError, match=r"^OIDC_RP\['PROVIDERS'\] (has no|cannot be read)"):
+        attack()
+
+
 def test_without_an_honest_sign_in_nothing_is_proven(settings: Settings) -> None:
     """The command stops, tells the code and exits with 2; the claims that are needed help."""
     settings.AUTHENTICATION_BACKENDS = ["tests.test_attack.Strict"]

@@ -24,8 +24,8 @@ class Command(BaseCommand):
     """Run the project's settings against an OP that misbehaves, and print what is refused.
 
     The OP is in this process; nothing stays in the database, the cache or the sessions. The exit
-    code is 1 if anything was not refused by the check that it is aimed at, 2 if not even an honest
-    sign-in succeeds.
+    code is 1 if anything was not refused by the check that it is aimed at, or a provider cannot be
+    used; 2 if not even an honest sign-in succeeds.
     """
 
     help = "Run the project's settings against a misbehaving provider, and print what is refused."
@@ -46,14 +46,15 @@ class Command(BaseCommand):
             )
         require_tables(grants.database())
         claims = _claims(options["claims"])
-        slugs = [options["slug"]] if options["slug"] else list(conf.providers())
-        if not slugs:
-            raise CommandError("OIDC_RP['PROVIDERS'] has no provider that can be used.")
-        found = {slug: self._attacked(slug, claims, quiet=options["json"]) for slug in slugs}
+        slugs = [options["slug"]] if options["slug"] else _slugs()
+        unusable = {slug: _why_unusable(slug) for slug in slugs}
+        usable = [slug for slug in slugs if not unusable[slug]]
+        found = {slug: self._attacked(slug, claims, quiet=options["json"]) for slug in usable}
         if options["json"]:
             told = [_as_json(slug, outcomes) for slug, outcomes in found.items()]
             self.stdout.write(json.dumps({"providers": told}, indent=2))
         problems = _problems(outcome for outcomes in found.values() for outcome in outcomes)
+        problems += [why for why in unusable.values() if why]
         if problems:
             raise CommandError("\n".join(problems))
 
@@ -64,10 +65,6 @@ class Command(BaseCommand):
                 outcomes.append(outcome)
                 if not quiet:
                     self._tell(outcome)
-        except ConfigurationError as error:
-            known = ", ".join(conf.providers()) or "none"
-            there = f"; there are: {known}" if error.code == "provider.unknown" else ""
-            raise CommandError(f"{slug}: {error}{there}") from error
         except NotProven as error:
             told = f"{slug}: {error}; so the refusal of an attack would prove nothing."
             raise CommandError(told, returncode=NOTHING_PROVEN) from error
@@ -83,6 +80,30 @@ class Command(BaseCommand):
         style = self.style.SUCCESS if outcome.verdict == REFUSED else self.style.ERROR
         attack, told = outcome.attack, style(outcome.told.ljust(38))
         self.stdout.write(f"{attack.promise:<5} {told} {attack.sentence}")
+
+
+def _slugs() -> list[Any]:
+    """Every provider that the settings name, whether or not it can be used."""
+    given = conf.given().get("PROVIDERS") or {}
+    try:
+        named = list(given if isinstance(given, dict) else conf.read_callable(given)())
+    except Exception as error:
+        kind = type(error).__name__
+        raise CommandError(f"OIDC_RP['PROVIDERS'] cannot be read: {kind}.") from error
+    if not named:
+        raise CommandError("OIDC_RP['PROVIDERS'] has no provider.")
+    return named
+
+
+def _why_unusable(slug: Any) -> str:
+    """Why a provider is not attacked; "" where it can be."""
+    try:
+        conf.provider(slug)
+    except ConfigurationError as error:
+        known = ", ".join(conf.providers()) or "none"
+        there = f"; there are: {known}" if error.code == "provider.unknown" else ""
+        return f"{slug} is not attacked: {error}{there}"
+    return ""
 
 
 def _summary(outcomes: list[Outcome]) -> str:
