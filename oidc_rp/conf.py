@@ -464,11 +464,13 @@ def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
         for uri in getattr(provider, name.lower()):
             if not url_is_allowed(uri, loopback_http=True):
                 hint = "Write an absolute https URL, as registered at the OP."
-                yield Mistake("E004", f"{where}[{name!r}] has {_shown(uri)!r}.", hint)
+                yield Mistake("E004", f"{where}[{name!r}] has {url_without_secrets(uri)!r}.", hint)
     for origin in {origin for origins in provider.api_origins.values() for origin in origins}:
         if not url_is_allowed(origin, loopback_http=provider.allow_loopback_http):
             hint = "Write it with https: access tokens travel over nothing else."
-            yield Mistake("E004", f"{where}['API_ORIGINS'] has {_shown(origin)!r}.", hint)
+            yield Mistake(
+                "E004", f"{where}['API_ORIGINS'] has {url_without_secrets(origin)!r}.", hint
+            )
     grants = provider.groups or provider.staff_groups or provider.superuser_groups
     if grants and not provider.groups_claim:
         hint = (
@@ -477,7 +479,7 @@ def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
         yield Mistake("E002", f"{where} lacks 'GROUPS_CLAIM'.", hint)
 
 
-def _shown(url: str) -> str:
+def url_without_secrets(url: str) -> str:
     """A URL without what may be a password: what stands before its host, or in its query."""
     before, at, host = url.rpartition("@")
     scheme = before.partition("//")[0] + "//" if "//" in before else ""
@@ -490,7 +492,9 @@ def _issuer_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
     if not url_is_allowed(sample, loopback_http=provider.allow_loopback_http) or "?" in sample:
         hint = "Write an https URL; for an OP on this machine ALLOW_LOOPBACK_HTTP permits http."
         yield Mistake(
-            "E005", f"{where}['ISSUER'] is no https URL: {_shown(provider.issuer)!r}.", hint
+            "E005",
+            f"{where}['ISSUER'] is no https URL: {url_without_secrets(provider.issuer)!r}.",
+            hint,
         )
     if (TENANT in provider.issuer) != bool(provider.tenants):
         hint = f"Write {TENANT} in ISSUER, and in TENANTS every tenant you trust; or neither."

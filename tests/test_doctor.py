@@ -488,6 +488,73 @@ def test_the_cookie(settings: Settings) -> None:
     the_one("doctor.cookie_path")
 
 
+@pytest.mark.parametrize(
+    ("path", "good"),
+    [("/", True), ("/oidc", True), ("/oidc/", True), ("/oid", False), ("/o", False)],
+)
+def test_the_path_of_the_cookie(
+    configure: Configure, db: None, settings: Settings, path: str, good: bool
+) -> None:
+    """A prefix counts only as whole parts of the path (RFC 6265 §5.1.4)."""
+    settings.SESSION_COOKIE_PATH = path
+    assert ("doctor.cookie_path" not in found()) is good
+
+
+@pytest.mark.parametrize(
+    ("domain", "host", "good"),
+    [
+        (None, "rp.example", True),
+        ("rp.example", "rp.example", True),
+        (".RP.example", "www.rp.example", True),
+        ("rp.example", "xrp.example", False),
+        ("other.example", "rp.example", False),
+        (".example", "rp.example", False),
+        ("localhost", "localhost", True),
+        ("0.0.1", "127.0.0.1", False),
+    ],
+)
+def test_the_domain_of_the_cookie(
+    configure: Configure, db: None, settings: Settings, domain: str, host: str, good: bool
+) -> None:
+    """Of the host that the browser comes back to, or of one above it (RFC 6265 §5.1.3)."""
+    settings.SESSION_COOKIE_DOMAIN, settings.ALLOWED_HOSTS = domain, [host]
+    assert ("doctor.cookie_domain" not in found()) is good
+    configure(REDIRECT_URIS=[f"https://{host}/oidc/op/callback/"])
+    assert ("doctor.cookie_domain" not in found()) is good
+
+
+def test_more_hosts_than_are_looked_at(configure: Configure, db: None, settings: Settings) -> None:
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    settings.ALLOWED_HOSTS = [f"rp{number}.example" for number in range(13)]
+    assert "3 more hosts were not looked at" in in_order("doctor.redirect_uri")
+
+
+def test_algorithms_that_the_op_does_not_name(op: OpenIDProvider, site: Configure) -> None:
+    """Of UserInfo, and of the assertion that authenticates the client."""
+    op.metadata["userinfo_signing_alg_values_supported"] = ["RS256"]
+    site(USERINFO_SIGNED_RESPONSE_ALG="ES256")
+    assert "USERINFO_SIGNED_RESPONSE_ALG" in the_one("doctor.signing_alg", WARNING).what
+    site(USERINFO_SIGNED_RESPONSE_ALG="RS256")
+    assert found() == {}
+    op.metadata["token_endpoint_auth_signing_alg_values_supported"] = ["HS512"]
+    op.metadata["token_endpoint_auth_methods_supported"] = ["client_secret_jwt"]
+    method = {"TOKEN_ENDPOINT_AUTH_METHOD": "client_secret_jwt"}
+    site(**method, TOKEN_ENDPOINT_AUTH_SIGNING_ALG="HS256")
+    assert "TOKEN_ENDPOINT_AUTH_SIGNING_ALG" in the_one("doctor.signing_alg", WARNING).what
+    site(**method, TOKEN_ENDPOINT_AUTH_SIGNING_ALG="HS512")
+    assert found() == {}
+
+
+def test_no_url_is_told_with_its_password(op: OpenIDProvider, site: Configure) -> None:
+    """Neither what stands before its host nor its query."""
+    op.metadata["revocation_endpoint"] = f"{op.origin}/revocation?key=s3cret"
+    op.metadata["jwks_uri"] = f"{op.origin}/nowhere?key=s3cret"
+    site(REDIRECT_URIS=["https://rp.example/oidc/op/callback/?key=s3cret"], API_ORIGINS=[op.origin])
+    assert "/nowhere?***" in found()["doctor.jwks"].what
+    assert "s3cret" not in run(code=1)
+    assert "s3cret" not in run("--json", code=1)
+
+
 def test_a_strict_cookie_is_made_up_for(configure: Configure, db: None, settings: Settings) -> None:
     settings.SESSION_COOKIE_SAMESITE = "Strict"
     assert "once more" in in_order("doctor.cookie_samesite")

@@ -5,14 +5,14 @@ from typing import Any
 
 from django.urls import NoReverseMatch, reverse
 
-from ..conf import Provider
+from ..conf import Provider, url_without_secrets
 from ..errors import InvalidResponse
 from ..protocol.logout import STANDARD
 from ..protocol.metadata import (
     ProviderMetadata,
 )
 from ..protocol.token_endpoint import choose_auth_method
-from .findings import Finding, doubtful, fine, listed, texts, wrong
+from .findings import Finding, doubtful, fine, listed, shown, texts, wrong
 
 
 def _client_findings(
@@ -40,6 +40,29 @@ def _client_findings(
         )
         return
     yield fine("client_authentication", f"The client authenticates by {method}.")
+    if method.endswith("_jwt"):
+        name = "token_endpoint_auth_signing_alg_values_supported"
+        alg = provider.token_endpoint_auth_signing_alg
+        yield from _signing_findings(alg, document.get(name), "TOKEN_ENDPOINT_AUTH_SIGNING_ALG")
+
+
+def _signing_findings(alg: str | None, published: object, option: str) -> Iterator[Finding]:
+    """Where the OP names algorithms, and not the one that the settings want."""
+    if alg and isinstance(published, list | tuple) and alg not in published:
+        yield doubtful(
+            "signing_alg",
+            f"{option} is {alg}, and the OP names {listed(published)}.",
+            "What one of the two signs, the other refuses: each sign-in may fail.",
+            "Compare with the client's registration at the OP.",
+        )
+
+
+def _userinfo_findings(
+    provider: Provider, metadata: ProviderMetadata, document: Mapping[str, Any]
+) -> Iterator[Finding]:
+    published = document.get("userinfo_signing_alg_values_supported")
+    alg = provider.userinfo_signed_response_alg if provider.userinfo else None
+    yield from _signing_findings(alg, published, "USERINFO_SIGNED_RESPONSE_ALG")
 
 
 def _pkce_findings(
@@ -120,7 +143,8 @@ def _revocation_findings(
     provider: Provider, metadata: ProviderMetadata, document: Mapping[str, Any]
 ) -> Iterator[Finding]:
     if metadata.revocation_endpoint is not None:
-        yield fine("revocation", f"Tokens are revoked at {metadata.revocation_endpoint}")
+        url = url_without_secrets(metadata.revocation_endpoint)
+        yield fine("revocation", f"Tokens are revoked at {shown(url)}")
     elif provider.offline or provider.api_origins:
         yield doubtful(
             "revocation",
@@ -165,6 +189,7 @@ LOOKS: tuple[_Look, ...] = (
     _par_findings,
     _response_mode_findings,
     _scope_findings,
+    _userinfo_findings,
     _revocation_findings,
     _logout_findings,
 )

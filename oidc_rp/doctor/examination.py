@@ -58,7 +58,7 @@ def _provider_findings(slug: str, told: Collection[Finding]) -> Iterator[Finding
                 "provider",
                 f"This provider cannot be used: {error.message}",
                 "No sign-in goes on with half a configuration.",
-                "Correct its options, or the callable that they come from.",
+                "Correct its options, those at the top of OIDC_RP, or the callable they come from.",
             )
         return
     yield from kept_token_findings(provider, {finding.code for finding in told})

@@ -8,7 +8,7 @@ from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..conf import Provider
+from ..conf import Provider, url_without_secrets
 from ..discovery import is_fixed, metadata_reader
 from ..errors import InvalidResponse, OIDCError
 from ..protocol import jose
@@ -129,6 +129,7 @@ _NO_DOCUMENT = (
 
 def _not_fetched(code: str, document: str, url: str, error: OIDCError) -> Finding:
     why, mend = _REASONS.get(error.code, _NO_DOCUMENT)
+    url = url_without_secrets(url)
     details = [f"{error.code}: {error.message}", _certificate_problem(error)]
     if error.code == "discovery.status":
         details = [f"it answers {error.received}"]

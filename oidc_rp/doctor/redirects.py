@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -10,12 +11,12 @@ from django.http import HttpRequest
 from django.http.request import validate_host
 from django.urls import NoReverseMatch, Resolver404, resolve, reverse
 
-from ..conf import Provider
+from ..conf import Provider, url_without_secrets
 from ..protocol.metadata import (
     is_loopback,
 )
 from ..visits import redirect_uri
-from .findings import Finding, doubtful, fine, wrong
+from .findings import Finding, doubtful, fine, listed, wrong
 from .site import MAX_HOSTS, PROXY_HEADER, proxy_header, samesite
 
 
@@ -24,13 +25,14 @@ def redirect_findings(provider: Provider) -> Iterator[Finding]:
         path = reverse("oidc_rp:callback", args=[provider.slug])
     except NoReverseMatch:
         return  # E017
-    if not path.startswith(settings.SESSION_COOKIE_PATH):
+    if not _path_matches(path, settings.SESSION_COOKIE_PATH):
         yield wrong(
             "cookie_path",
             f"SESSION_COOKIE_PATH {settings.SESSION_COOKIE_PATH!r} leaves out {path}.",
             "The browser comes back without its cookie: each sign-in ends with state.no_cookie.",
             'SESSION_COOKIE_PATH = "/"',
         )
+    yield from _cookie_domain_findings(provider)
     if provider.redirect_uris:
         yield from _written_redirect_findings(provider)
     else:
@@ -43,9 +45,40 @@ def redirect_findings(provider: Provider) -> Iterator[Finding]:
         )
 
 
+def _path_matches(path: str, cookie_path: str) -> bool:
+    """RFC 6265 §5.1.4."""
+    return path == cookie_path or path.startswith(f"{cookie_path.removesuffix('/')}/")
+
+
+def _cookie_domain_findings(provider: Provider) -> Iterator[Finding]:
+    domain = (settings.SESSION_COOKIE_DOMAIN or "").lower().removeprefix(".")
+    uris = provider.redirect_uris or [uri for host in _hosts() for uri in _uri_at(host, provider)]
+    hosts = dict.fromkeys(urlsplit(uri).hostname or "" for uri in uris)
+    left_out = [host for host in hosts if not _domain_matches(host, domain)]
+    if domain and left_out:
+        yield wrong(
+            "cookie_domain",
+            f"SESSION_COOKIE_DOMAIN {domain!r} leaves out {listed(left_out)}.",
+            "No browser keeps such a cookie: each sign-in there ends with state.no_cookie.",
+            "SESSION_COOKIE_DOMAIN = None, for the cookie is then of the host that sets it.",
+        )
+
+
+def _domain_matches(host: str, domain: str) -> bool:
+    """RFC 6265 §5.1.3; a name without a dot is one that no browser takes, but the host's own."""
+    if host == domain:
+        return True
+    return "." in domain and host.endswith(f".{domain}") and not _is_address(host)
+
+
+def _is_address(host: str) -> bool:
+    with suppress(ValueError):
+        return bool(ip_address(host))
+    return False
+
+
 def _written_redirect_findings(provider: Provider) -> Iterator[Finding]:
-    uri = provider.redirect_uris[0]
-    parts = urlsplit(uri)
+    parts, uri = urlsplit(provider.redirect_uris[0]), url_without_secrets(provider.redirect_uris[0])
     callback = reverse("oidc_rp:callback", args=[provider.slug])
     if not _is_callback(parts.path, provider.slug):
         yield wrong(
@@ -99,7 +132,9 @@ def _built_redirect_findings(provider: Provider) -> Iterator[Finding]:
             f"behind it, such as http://127.0.0.1:8000{path}",
         )
     elif good := [uri for uri in uris if uri not in plain]:
-        yield fine("redirect_uri", f"Register at the OP: {', '.join(good)}")
+        more = _hosts_left_out()
+        told = f"; {more} more hosts were not looked at" if more else ""
+        yield fine("redirect_uri", f"Register at the OP: {', '.join(good)}{told}")
     if plain:
         # No error: the server may know by itself of the proxy's https, as gunicorn can.
         yield doubtful(
@@ -118,9 +153,16 @@ def _uri_at(host: str, provider: Provider) -> Iterator[str]:
 
 
 def _hosts() -> list[str]:
-    """The hosts of the site as far as the settings name them; runserver's where they need not."""
-    named = [host.removeprefix(".") for host in settings.ALLOWED_HOSTS if host != "*"]
-    return named[:MAX_HOSTS]
+    """The hosts of the site as far as the settings name them, MAX_HOSTS at most."""
+    return _named_hosts()[:MAX_HOSTS]
+
+
+def _hosts_left_out() -> int:
+    return max(0, len(_named_hosts()) - MAX_HOSTS)
+
+
+def _named_hosts() -> list[str]:
+    return [host.removeprefix(".") for host in settings.ALLOWED_HOSTS if host != "*"]
 
 
 def _request_at(host: str) -> HttpRequest:
