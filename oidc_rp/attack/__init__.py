@@ -4,7 +4,8 @@ for outcome in run("genauth"):
     print(outcome.attack.promise, outcome.verdict, outcome.code)
 """
 
-from .attacks import ATTACKS, Attack
+from .attacks import ATTACKS
 from .outcomes import NotProven, Outcome, run
+from .walks import Attack
 
 __all__ = ["ATTACKS", "Attack", "NotProven", "Outcome", "run"]

@@ -10,8 +10,9 @@ from .. import conf
 from ..protocol import jose
 from ..testing import SigningKey
 from ..testing.browser import Response
-from .attacks import ATTACKS, Attack
+from .attacks import ATTACKS
 from .stage import ELSEWHERE, LeadsElsewhere, Scene, refusal_code, scene_of, unheard
+from .walks import Attack
 
 REFUSED, GOT_THROUGH, FAILED = "REFUSED", "GOT THROUGH", "FAILED"
 REFUSED_OTHERWISE = "REFUSED OTHERWISE"
