@@ -555,6 +555,37 @@ def test_no_url_is_told_with_its_password(op: OpenIDProvider, site: Configure) -
     assert "s3cret" not in run("--json", code=1)
 
 
+def test_no_url_of_a_good_op_is_told_with_its_query(op: OpenIDProvider) -> None:
+    op.metadata["jwks_uri"] += "?key=s3cret"
+    assert found() == {}
+    assert "/jwks?*** can be used" in in_order("doctor.jwks")
+
+
+@pytest.mark.parametrize("member", ["issuer", "token_endpoint", "jwks_uri", "revocation_endpoint"])
+@pytest.mark.parametrize(
+    "url", ["https://rp:s3cret@op.example/{}", "http://op.example/?key=s3cret", ["//a?s3cret"]]
+)
+def test_no_url_that_is_refused_is_told_with_its_password(
+    op: OpenIDProvider, member: str, url: Any
+) -> None:
+    op.metadata[member] = url.format("x" * 200) if isinstance(url, str) else url
+    assert the_one(f"doctor.{'issuer' if member == 'issuer' else 'metadata'}")
+    assert "s3cret" not in run(code=1) + run("--json", code=1)
+
+
+def test_an_issuer_has_no_query(op: OpenIDProvider) -> None:
+    """The settings would refuse it as well (Discovery §3)."""
+    op.metadata["issuer"] += "?key=s3cret"
+    finding = the_one("doctor.issuer")
+    assert f"no https URL: '{op.issuer}?***'" in finding.what
+    assert "operator" in finding.mend
+
+
+def test_no_host_is_told_with_its_password(settings: Settings) -> None:
+    settings.ALLOWED_HOSTS = ["rp.example", "https://rp:s3cret@rp.example/?key=s3cret"]
+    assert "'https://***@rp.example/?***'" in the_one("doctor.allowed_hosts", ERROR, "").what
+
+
 def test_a_strict_cookie_is_made_up_for(configure: Configure, db: None, settings: Settings) -> None:
     settings.SESSION_COOKIE_SAMESITE = "Strict"
     assert "once more" in in_order("doctor.cookie_samesite")

@@ -5,14 +5,14 @@ from typing import Any
 
 from django.urls import NoReverseMatch, reverse
 
-from ..conf import Provider, url_without_secrets
+from ..conf import Provider
 from ..errors import InvalidResponse
 from ..protocol.logout import STANDARD
 from ..protocol.metadata import (
     ProviderMetadata,
 )
 from ..protocol.token_endpoint import choose_auth_method
-from .findings import Finding, doubtful, fine, listed, shown, texts, wrong
+from .findings import Finding, doubtful, fine, listed, shown_url, texts, wrong
 
 
 def _client_findings(
@@ -143,8 +143,7 @@ def _revocation_findings(
     provider: Provider, metadata: ProviderMetadata, document: Mapping[str, Any]
 ) -> Iterator[Finding]:
     if metadata.revocation_endpoint is not None:
-        url = url_without_secrets(metadata.revocation_endpoint)
-        yield fine("revocation", f"Tokens are revoked at {shown(url)}")
+        yield fine("revocation", f"Tokens are revoked at {shown_url(metadata.revocation_endpoint)}")
     elif provider.offline or provider.api_origins:
         yield doubtful(
             "revocation",

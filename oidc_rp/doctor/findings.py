@@ -4,6 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from ..conf import url_without_secrets
+
 OK, WARNING, ERROR = "ok", "warning", "error"
 
 
@@ -47,6 +49,11 @@ def texts(values: Collection[Any]) -> set[str]:
 def listed(values: object) -> str:
     names = values if isinstance(values, list | tuple | set | frozenset) else [values]
     return shown(", ".join(sorted(map(str, names))) or "nothing")
+
+
+def shown_url(value: object) -> str:
+    """A URL, or what stands in its place, without what may be a password."""
+    return shown(url_without_secrets(str(value)))
 
 
 def shown(value: object) -> str:

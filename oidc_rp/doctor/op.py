@@ -8,7 +8,7 @@ from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..conf import Provider, url_without_secrets
+from ..conf import Provider
 from ..discovery import is_fixed, metadata_reader
 from ..errors import InvalidResponse, OIDCError
 from ..protocol import jose
@@ -21,7 +21,7 @@ from ..protocol.metadata import (
 from ..protocol.strict_json import json_object
 from ..transport import Answer, Transport
 from .abilities import LOOKS
-from .findings import Finding, doubtful, fine, listed, shown, wrong
+from .findings import Finding, doubtful, fine, listed, shown, shown_url, wrong
 
 CLOCKS_DIFFER = 5.0
 """Seconds of difference between two clocks that are worth a word."""
@@ -39,7 +39,7 @@ def op_findings(provider: Provider) -> Iterator[Finding]:
     except InvalidResponse as error:
         yield wrong(
             "metadata",
-            f"The metadata is refused: {error.code}, received {shown(error.received)!r}.",
+            f"The metadata is refused: {error.code}, received {shown_url(error.received)!r}.",
             "No sign-in goes on with an endpoint that may not be used.",
             "Ask the operator of the OP; METADATA overrides single members.",
         )
@@ -129,14 +129,13 @@ _NO_DOCUMENT = (
 
 def _not_fetched(code: str, document: str, url: str, error: OIDCError) -> Finding:
     why, mend = _REASONS.get(error.code, _NO_DOCUMENT)
-    url = url_without_secrets(url)
     details = [f"{error.code}: {error.message}", _certificate_problem(error)]
     if error.code == "discovery.status":
         details = [f"it answers {error.received}"]
     if error.code.startswith("transport.") and _has_proxy():
         mend += " The proxy that the environment names is not used."
     told = ", ".join(filter(None, details))
-    what = f"The {document} cannot be had from {url} ({told})."
+    what = f"The {document} cannot be had from {shown_url(url)} ({told})."
     return wrong(code, what, f"{why} Without it nobody can sign in.", mend)
 
 
@@ -181,16 +180,20 @@ def _issuer(provider: Provider, published: object) -> Finding:
         "Issuers are compared byte for byte (Discovery §4.3): discovery.issuer refuses each "
         "sign-in."
     )
-    if not isinstance(published, str) or not url_is_allowed(
-        published.replace(TENANT, "tenant"), loopback_http=provider.allow_loopback_http
-    ):
-        what = f"The metadata names as `issuer` what is no https URL: {shown(published)!r}."
+    if not isinstance(published, str) or not _is_issuer(published, provider):
+        what = f"The metadata names as `issuer` what is no https URL: {shown_url(published)!r}."
         return wrong("issuer", what, why, "Tell the operator of the OP.")
     what = (
         f"ISSUER is {provider.issuer!r}, the OP calls itself {shown(published)!r}: "
         f"{_difference(provider.issuer, published)}."
     )
     return wrong("issuer", what, why, _issuer_mend(provider, published))
+
+
+def _is_issuer(url: str, provider: Provider) -> bool:
+    """Whether this may be an issuer: a URL that may be used, without a query (Discovery §3)."""
+    sample = url.replace(TENANT, "tenant")
+    return "?" not in url and url_is_allowed(sample, loopback_http=provider.allow_loopback_http)
 
 
 def _issuer_mend(provider: Provider, published: str) -> str:
@@ -277,7 +280,7 @@ def _published_key_findings(
     except OIDCError as error:
         yield _not_fetched("jwks", "key set", jwks_uri, error)
         return
-    usable = f"{len(keys)} of {len(document['keys'])} keys at {jwks_uri} can be used"
+    usable = f"{len(keys)} of {len(document['keys'])} keys at {shown_url(jwks_uri)} can be used"
     fitting = sorted(alg for alg in algorithms if any(key.fits(alg) for key in keys))
     if not fitting:
         yield wrong(

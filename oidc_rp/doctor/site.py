@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 from ..management.tables import require_tables
 from ..resealing import COLUMNS, key_ids_in_use
 from ..sealing import key_ring
-from .findings import ERROR, WARNING, Finding, doubtful, fine, shown, wrong
+from .findings import ERROR, WARNING, Finding, doubtful, fine, shown, shown_url, wrong
 
 MAX_HOSTS = 10
 """So many of ALLOWED_HOSTS are looked at, each for its redirect URI."""
@@ -124,7 +124,7 @@ def _host_findings() -> Iterator[Finding]:
         if "/" in host or (":" in host and not host.startswith("[")):
             yield wrong(
                 "allowed_hosts",
-                f"ALLOWED_HOSTS has {host!r}, which no request names.",
+                f"ALLOWED_HOSTS has {shown_url(host)!r}, which no request names.",
                 "Django answers 400 to every request for it.",
                 "Write the host alone, without a scheme, a port or a path.",
             )
