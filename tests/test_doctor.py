@@ -490,12 +490,25 @@ def test_the_cookie(settings: Settings) -> None:
 
 @pytest.mark.parametrize(
     ("path", "good"),
-    [("/", True), ("/oidc", True), ("/oidc/", True), ("/oid", False), ("/o", False)],
+    [
+        ("/", True),
+        ("/oidc", True),
+        ("/oidc/", True),
+        ("/oidc/op/callback/", True),
+        ("/oid", False),
+        ("/o", False),
+        ("/oidc/op/callback/more", False),
+        ("", False),
+        ("oidc", False),
+        (None, False),
+    ],
 )
 def test_the_path_of_the_cookie(
-    configure: Configure, db: None, settings: Settings, path: str, good: bool
+    configure: Configure, db: None, settings: Settings, path: Any, good: bool
 ) -> None:
-    """A prefix counts only as whole parts of the path (RFC 6265 §5.1.4)."""
+    """A prefix counts only as whole parts of the path (RFC 6265 §5.1.4), and begins with a slash:
+    otherwise the cookie is of the path that sets it, which is another than the callback's (§5.2.4).
+    """
     settings.SESSION_COOKIE_PATH = path
     assert ("doctor.cookie_path" not in found()) is good
 
@@ -523,10 +536,66 @@ def test_the_domain_of_the_cookie(
     assert ("doctor.cookie_domain" not in found()) is good
 
 
-def test_more_hosts_than_are_looked_at(configure: Configure, db: None, settings: Settings) -> None:
-    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+@pytest.mark.parametrize(
+    ("domain", "hosts", "level"),
+    [
+        ("rp.example", ["rp.example", "127.0.0.1", "localhost"], WARNING),
+        ("other.example", ["rp.example", "127.0.0.1"], ERROR),
+        ("www.rp.example", [".rp.example"], OK),
+        ("www.xrp.example", [".rp.example"], ERROR),
+        ("rp.example", ["*"], OK),
+        ("rp.example", [*(f"www{number}.rp.example" for number in range(30)), "a.test"], WARNING),
+    ],
+)
+def test_a_cookie_of_some_of_the_hosts(
+    settings: Settings, domain: str, hosts: list[str], level: str
+) -> None:
+    """A host that nobody signs in at, such as a health check's, makes no error of it."""
+    settings.SESSION_COOKIE_DOMAIN, settings.ALLOWED_HOSTS = domain, hosts
+    finding = found().get("doctor.cookie_domain")
+    assert (finding.level if finding else OK) == level
+
+
+def test_a_cookie_of_the_one_redirect_uri_that_is_sent(site: Configure, settings: Settings) -> None:
+    """The others, and the other hosts of the site, make nothing better or worse."""
+    settings.ALLOWED_HOSTS = ["rp.example", "other.example"]
+    uris = [f"https://{host}/oidc/op/callback/" for host in settings.ALLOWED_HOSTS]
+    settings.SESSION_COOKIE_DOMAIN = "rp.example"
+    site(REDIRECT_URIS=uris)
+    assert found() == {}
+    site(REDIRECT_URIS=uris[::-1])
+    assert "'rp.example' leaves out other.example." in the_one("doctor.cookie_domain").what
+
+
+def test_the_production_cookie_at_runserver(settings: Settings) -> None:
+    """Where ALLOWED_HOSTS is empty, Django serves this machine."""
+    settings.DEBUG, settings.ALLOWED_HOSTS = True, []
+    settings.SESSION_COOKIE_DOMAIN = "rp.example"
+    assert "leaves out localhost, 127.0.0.1, ::1." in the_one("doctor.cookie_domain").what
+    settings.SESSION_COOKIE_DOMAIN = "app.localhost"
+    the_one("doctor.cookie_domain", WARNING)
+
+
+def test_a_secure_cookie_over_http(site: Configure, settings: Settings) -> None:
+    """Browsers differ about it on this machine, and never keep it elsewhere (RFC 6265 §5.4)."""
+    settings.ALLOWED_HOSTS = ["localhost"]
+    site(REDIRECT_URIS=["http://localhost:8000/oidc/op/callback/"])
+    assert "http://localhost:8000/" in the_one("doctor.cookie_secure", WARNING).what
+    settings.SECURE_PROXY_SSL_HEADER = None
+    site()
+    assert "http://localhost/" in the_one("doctor.cookie_secure", WARNING).what
+    settings.ALLOWED_HOSTS = ["rp.example", "localhost"]
+    assert "SESSION_COOKIE_SECURE" in the_one("doctor.redirect_uri", WARNING).why
+
+
+def test_more_hosts_than_are_told(settings: Settings) -> None:
+    """All of them are looked at, and whatever is found says how many more it concerns."""
     settings.ALLOWED_HOSTS = [f"rp{number}.example" for number in range(13)]
-    assert "3 more hosts were not looked at" in in_order("doctor.redirect_uri")
+    assert in_order("doctor.redirect_uri").endswith("//rp9.example/oidc/op/callback/ and 3 more")
+    settings.SESSION_COOKIE_DOMAIN = "rp12.example"
+    assert "rp9.example and 2 more." in the_one("doctor.cookie_domain", WARNING).what
+    settings.SESSION_COOKIE_DOMAIN, settings.SECURE_PROXY_SSL_HEADER = None, None
+    assert the_one("doctor.redirect_uri", WARNING).what.endswith("/ and 3 more")
 
 
 def test_algorithms_that_the_op_does_not_name(op: OpenIDProvider, site: Configure) -> None:
@@ -610,6 +679,7 @@ def test_hosts(settings: Settings) -> None:
     the_one("doctor.allowed_hosts", ERROR, "")
     settings.DEBUG = True
     settings.SECURE_PROXY_SSL_HEADER = None
+    settings.SESSION_COOKIE_SECURE = False
     assert found() == {}
     assert "http://127.0.0.1:8000/oidc/op/callback/" in in_order("doctor.redirect_uri")
 

@@ -1,8 +1,10 @@
 """Where the browser comes back to: the redirect URI as it is built, and as it is registered."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -16,7 +18,7 @@ from ..protocol.metadata import (
     is_loopback,
 )
 from ..visits import redirect_uri
-from .findings import Finding, doubtful, fine, listed, wrong
+from .findings import WARNING, Finding, doubtful, fine, wrong
 from .site import MAX_HOSTS, PROXY_HEADER, proxy_header, samesite
 
 
@@ -33,6 +35,7 @@ def redirect_findings(provider: Provider) -> Iterator[Finding]:
             'SESSION_COOKIE_PATH = "/"',
         )
     yield from _cookie_domain_findings(provider)
+    yield from _secure_cookie_findings(provider)
     if provider.redirect_uris:
         yield from _written_redirect_findings(provider)
     else:
@@ -45,23 +48,44 @@ def redirect_findings(provider: Provider) -> Iterator[Finding]:
         )
 
 
-def _path_matches(path: str, cookie_path: str) -> bool:
-    """RFC 6265 §5.1.4."""
+def _path_matches(path: str, cookie_path: Any) -> bool:
+    """RFC 6265 §5.1.4; without a slash first, it is the path of whatever sets it (§5.2.4)."""
+    if not isinstance(cookie_path, str) or not cookie_path.startswith("/"):
+        return False
     return path == cookie_path or path.startswith(f"{cookie_path.removesuffix('/')}/")
 
 
 def _cookie_domain_findings(provider: Provider) -> Iterator[Finding]:
-    domain = (settings.SESSION_COOKIE_DOMAIN or "").lower().removeprefix(".")
-    uris = provider.redirect_uris or [uri for host in _hosts() for uri in _uri_at(host, provider)]
-    hosts = dict.fromkeys(urlsplit(uri).hostname or "" for uri in uris)
-    left_out = [host for host in hosts if not _domain_matches(host, domain)]
+    """An error where nobody can sign in, and a warning where the domain fits another host."""
+    domain = str(settings.SESSION_COOKIE_DOMAIN or "").lower().removeprefix(".")
+    reached = _reached_hosts(provider)
+    left_out = [host for host, named in reached.items() if not _keeps_cookie(host, named, domain)]
     if domain and left_out:
-        yield wrong(
+        finding = wrong(
             "cookie_domain",
-            f"SESSION_COOKIE_DOMAIN {domain!r} leaves out {listed(left_out)}.",
+            f"SESSION_COOKIE_DOMAIN {settings.SESSION_COOKIE_DOMAIN!r} leaves out "
+            f"{_first(left_out)}.",
             "No browser keeps such a cookie: each sign-in there ends with state.no_cookie.",
             "SESSION_COOKIE_DOMAIN = None, for the cookie is then of the host that sets it.",
         )
+        yield finding if len(left_out) == len(reached) else replace(finding, level=WARNING)
+
+
+def _reached_hosts(provider: Provider) -> dict[str, str]:
+    """Each host that the browser comes back to, and how ALLOWED_HOSTS names it."""
+    if provider.redirect_uris:
+        host = urlsplit(provider.redirect_uris[0]).hostname or ""
+        return {host: host}
+    return {
+        urlsplit(uri).hostname or "": named
+        for named in _allowed_hosts()
+        for uri in _uri_at(named.removeprefix("."), provider)
+    }
+
+
+def _keeps_cookie(host: str, named: str, domain: str) -> bool:
+    """Whether the cookie comes back to this host or, named ".example.com", to one below it."""
+    return _domain_matches(host, domain) or (named.startswith(".") and domain.endswith(f".{host}"))
 
 
 def _domain_matches(host: str, domain: str) -> bool:
@@ -75,6 +99,21 @@ def _is_address(host: str) -> bool:
     with suppress(ValueError):
         return bool(ip_address(host))
     return False
+
+
+def _secure_cookie_findings(provider: Provider) -> Iterator[Finding]:
+    """Of http on this machine; http elsewhere is no redirect URI that is in order."""
+    uris = provider.redirect_uris[:1] or _built_uris(provider)
+    here = [uri for uri in uris if urlsplit(uri).scheme == "http" and not _is_plain(uri)]
+    if settings.SESSION_COOKIE_SECURE and here and len(here) == len(uris):
+        yield doubtful(
+            "cookie_secure",
+            f"SESSION_COOKIE_SECURE is on, and the browser comes back to "
+            f"{url_without_secrets(here[0])}",
+            "Not every browser keeps such a cookie that came over http, even from this machine: "
+            "the sign-in then ends with state.no_cookie.",
+            "SESSION_COOKIE_SECURE = False in the settings for development.",
+        )
 
 
 def _written_redirect_findings(provider: Provider) -> Iterator[Finding]:
@@ -109,10 +148,14 @@ def _is_callback(path: str, slug: str) -> bool:
 
 
 def _is_allowed_host(host: str) -> bool:
-    allowed = settings.ALLOWED_HOSTS
-    if settings.DEBUG and not allowed:
-        allowed = [".localhost", "127.0.0.1", "[::1]"]
-    return validate_host(f"[{host}]" if ":" in host else host, allowed)
+    return validate_host(f"[{host}]" if ":" in host else host, _allowed_hosts())
+
+
+def _allowed_hosts() -> list[str]:
+    """ALLOWED_HOSTS, and what Django takes for it under DEBUG where it is empty."""
+    if settings.DEBUG and not settings.ALLOWED_HOSTS:
+        return [".localhost", "127.0.0.1", "[::1]"]
+    return list(settings.ALLOWED_HOSTS)
 
 
 def _is_plain(uri: str) -> bool:
@@ -122,7 +165,7 @@ def _is_plain(uri: str) -> bool:
 
 
 def _built_redirect_findings(provider: Provider) -> Iterator[Finding]:
-    uris = [uri for host in _hosts() for uri in _uri_at(host, provider)]
+    uris = _built_uris(provider)
     plain = [uri for uri in uris if _is_plain(uri)]
     if settings.DEBUG and not settings.ALLOWED_HOSTS:  # any port of this machine
         path = reverse("oidc_rp:callback", args=[provider.slug])
@@ -132,16 +175,16 @@ def _built_redirect_findings(provider: Provider) -> Iterator[Finding]:
             f"behind it, such as http://127.0.0.1:8000{path}",
         )
     elif good := [uri for uri in uris if uri not in plain]:
-        more = _hosts_left_out()
-        told = f"; {more} more hosts were not looked at" if more else ""
-        yield fine("redirect_uri", f"Register at the OP: {', '.join(good)}{told}")
+        yield fine("redirect_uri", f"Register at the OP: {_first(good)}")
     if plain:
+        no_cookie = " SESSION_COOKIE_SECURE keeps the session cookie from http as well."
         # No error: the server may know by itself of the proxy's https, as gunicorn can.
         yield doubtful(
             "redirect_uri",
-            f"The redirect URI is built as {', '.join(plain)}",
+            f"The redirect URI is built as {_first(plain)}",
             "It is what Django builds where no SECURE_PROXY_SSL_HEADER says that a proxy ends "
-            "TLS. The OP refuses it unless it is registered so, and most register https only.",
+            "TLS. The OP refuses it unless it is registered so, and most register https only."
+            + (no_cookie if settings.SESSION_COOKIE_SECURE else ""),
             f"Behind such a proxy: {PROXY_HEADER}, and have the proxy set that header always. "
             f'Or write "REDIRECT_URIS": ["https{plain[0][4:]}"], and register it.',
         )
@@ -152,17 +195,15 @@ def _uri_at(host: str, provider: Provider) -> Iterator[str]:
         yield redirect_uri(_request_at(host), provider)
 
 
-def _hosts() -> list[str]:
-    """The hosts of the site as far as the settings name them, MAX_HOSTS at most."""
-    return _named_hosts()[:MAX_HOSTS]
+def _built_uris(provider: Provider) -> list[str]:
+    """The redirect URI at each host, as far as the settings name them."""
+    hosts = [host.removeprefix(".") for host in _allowed_hosts()]
+    return [uri for host in dict.fromkeys(hosts) for uri in _uri_at(host, provider)]
 
 
-def _hosts_left_out() -> int:
-    return max(0, len(_named_hosts()) - MAX_HOSTS)
-
-
-def _named_hosts() -> list[str]:
-    return [host.removeprefix(".") for host in settings.ALLOWED_HOSTS if host != "*"]
+def _first(items: Sequence[str]) -> str:
+    more = len(items) - MAX_HOSTS
+    return ", ".join(items[:MAX_HOSTS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _request_at(host: str) -> HttpRequest:

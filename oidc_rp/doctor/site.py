@@ -19,7 +19,7 @@ from ..sealing import key_ring
 from .findings import ERROR, WARNING, Finding, doubtful, fine, shown, shown_url, wrong
 
 MAX_HOSTS = 10
-"""So many of ALLOWED_HOSTS are looked at, each for its redirect URI."""
+"""So many of ALLOWED_HOSTS, or of their redirect URIs, are told; all of them are looked at."""
 
 
 PROXY_HEADER = 'SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")'
