@@ -269,12 +269,17 @@ def test_whatever_the_op_says_of_itself_is_looked_at(
     op: OpenIDProvider, site: Configure, value: Any
 ) -> None:
     """No type of a member ends the examination, and nothing of it reaches the terminal raw."""
-    site(SCOPES=["openid", "offline_access"], RESPONSE_MODE="form_post")
+    site(
+        SCOPES=["openid", "offline_access"],
+        RESPONSE_MODE="form_post",
+        TOKEN_ENDPOINT_AUTH_METHOD="client_secret_jwt",
+    )
     for name in (
         "code_challenge_methods_supported",
         "response_modes_supported",
         "scopes_supported",
         "backchannel_logout_supported",
+        "token_endpoint_auth_signing_alg_values_supported",
     ):
         op.metadata[name] = value
     assert all((one.what + one.why + one.mend).isprintable() for one in doctor.examine())
@@ -612,6 +617,26 @@ def test_algorithms_that_the_op_does_not_name(op: OpenIDProvider, site: Configur
     assert "TOKEN_ENDPOINT_AUTH_SIGNING_ALG" in the_one("doctor.signing_alg", WARNING).what
     site(**method, TOKEN_ENDPOINT_AUTH_SIGNING_ALG="HS512")
     assert found() == {}
+    site(USERINFO_SIGNED_RESPONSE_ALG="ES256", USERINFO=False, **method)
+    assert list(found()) == ["doctor.signing_alg"]
+
+
+@pytest.mark.parametrize(
+    ("method", "alg"), [("client_secret_jwt", "HS256"), ("private_key_jwt", "RS256")]
+)
+def test_the_algorithm_of_an_assertion_where_none_is_set(
+    op: OpenIDProvider, site: Configure, method: str, alg: str
+) -> None:
+    """It is looked at as well, and only where the OP names algorithms."""
+    op.metadata["token_endpoint_auth_methods_supported"] = [method]
+    key = SigningKey.generate("RS256").private_jwk
+    site(TOKEN_ENDPOINT_AUTH_METHOD=method, PRIVATE_KEY=key)
+    for published in ([alg], ["ES256", alg], None):
+        op.metadata["token_endpoint_auth_signing_alg_values_supported"] = published
+        assert found() == {}
+    op.metadata["token_endpoint_auth_signing_alg_values_supported"] = ["ES256"]
+    what = the_one("doctor.signing_alg", WARNING).what
+    assert what == f"TOKEN_ENDPOINT_AUTH_SIGNING_ALG is {alg}, and the OP names ES256."
 
 
 def test_no_url_is_told_with_its_password(op: OpenIDProvider, site: Configure) -> None:

@@ -40,10 +40,19 @@ def _client_findings(
         )
         return
     yield fine("client_authentication", f"The client authenticates by {method}.")
-    if method.endswith("_jwt"):
-        name = "token_endpoint_auth_signing_alg_values_supported"
-        alg = provider.token_endpoint_auth_signing_alg
-        yield from _signing_findings(alg, document.get(name), "TOKEN_ENDPOINT_AUTH_SIGNING_ALG")
+
+
+_ASSERTION_ALG = {"client_secret_jwt": "HS256", "private_key_jwt": "RS256"}
+"""What signs a client assertion where TOKEN_ENDPOINT_AUTH_SIGNING_ALG is not set."""
+
+
+def _assertion_findings(
+    provider: Provider, metadata: ProviderMetadata, document: Mapping[str, Any]
+) -> Iterator[Finding]:
+    default = _ASSERTION_ALG.get(provider.token_endpoint_auth_method or "")
+    alg = (provider.token_endpoint_auth_signing_alg or default) if default else None
+    published = document.get("token_endpoint_auth_signing_alg_values_supported")
+    yield from _signing_findings(alg, published, "TOKEN_ENDPOINT_AUTH_SIGNING_ALG")
 
 
 def _signing_findings(alg: str | None, published: object, option: str) -> Iterator[Finding]:
@@ -183,6 +192,7 @@ _Look = Callable[[Provider, ProviderMetadata, Mapping[str, Any]], Iterator[Findi
 
 LOOKS: tuple[_Look, ...] = (
     _client_findings,
+    _assertion_findings,
     _pkce_findings,
     _iss_findings,
     _par_findings,
