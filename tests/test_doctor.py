@@ -747,6 +747,17 @@ def test_a_provider_that_cannot_be_used(op: OpenIDProvider, site: Configure) -> 
     assert op.requests == []
 
 
+@pytest.mark.parametrize("silenced", [[], ["oidc_rp.E003"]])
+def test_what_is_told_is_not_logged_as_well(
+    site: Configure, settings: Settings, caplog: pytest.LogCaptureFixture, silenced: list[str]
+) -> None:
+    """On a terminal a line of the log would fall into the report."""
+    settings.SILENCED_SYSTEM_CHECKS += silenced
+    site(CLIENT_SECERT="x")
+    assert "'CLIENT_SECERT'" in run(code=1)
+    assert caplog.messages == []
+
+
 def test_options_from_a_callable(settings: Settings, op: OpenIDProvider) -> None:
     """No check calls it; here it is called."""
     options = testing.provider_options(op) | {"API_ORIGINS": ["https://api.example"]}

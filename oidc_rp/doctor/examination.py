@@ -49,9 +49,25 @@ def _known(slug: str) -> None:
             raise
 
 
+def _read(slug: str) -> conf.Provider:
+    """The provider as conf reads it; what is wrong in the settings is told here, not logged.
+
+    Raises ConfigurationError as conf.provider does.
+    """
+    providers = conf.given().get("PROVIDERS")
+    options = providers.get(slug) if isinstance(providers, dict) else None
+    if not isinstance(options, dict):
+        return conf.provider(slug)
+    provider, mistakes = conf.read_provider(slug, conf.with_defaults(options))
+    if provider is None:
+        told = "; ".join(mistake.message for mistake in mistakes)
+        raise ConfigurationError("configuration.provider", told)
+    return provider
+
+
 def _provider_findings(slug: str, told: Collection[Finding]) -> Iterator[Finding]:
     try:
-        provider = conf.provider(slug)
+        provider = _read(slug)
     except ConfigurationError as error:
         if not any(finding.level == ERROR for finding in told):
             yield wrong(
