@@ -71,12 +71,7 @@ def check_installation(**_: Any) -> list[CheckMessage]:
 @register(Tags.security)
 def check_providers(**_: Any) -> list[CheckMessage]:
     """What is allowed, and worth a second look."""
-    return [
-        message
-        for provider, _mistakes in _written_providers()
-        if provider is not None
-        for message in _provider_messages(provider)
-    ]
+    return [message for provider in _usable_providers() for message in _provider_messages(provider)]
 
 
 @register(Tags.security)
@@ -152,8 +147,8 @@ def _is_kept_in(column: Column, database: str) -> bool:
 def _unsealed_messages() -> Iterator[CheckMessage]:
     if conf.given().get("TOKEN_KEYS"):
         return
-    for provider, _mistakes in _written_providers():
-        if provider is not None and (provider.offline or provider.api_origins):
+    for provider in _usable_providers():
+        if provider.offline or provider.api_origins:
             yield Error(
                 f"OIDC_RP['PROVIDERS'][{provider.slug!r}] brings tokens to keep, and "
                 "OIDC_RP['TOKEN_KEYS'] is empty.",
@@ -167,8 +162,8 @@ def _time_messages() -> Iterator[CheckMessage]:
     if not conf.token_keys():
         return
     wait, worker = conf.refresh_wait(), conf.worker_timeout()
-    for provider, _mistakes in _written_providers():
-        if provider is not None and provider.timeout >= wait:
+    for provider in _usable_providers():
+        if provider.timeout >= wait:
             yield Error(
                 f"OIDC_RP['PROVIDERS'][{provider.slug!r}]: TIMEOUT ({provider.timeout:g} s) is "
                 f"not less than REFRESH_WAIT ({wait:g} s).",
@@ -216,7 +211,7 @@ def _settings_mistakes() -> Iterator[Mistake]:
         yield Mistake("E004", message, hint)
     yield from _callable_mistakes(given.get("PROVIDERS"))
     seen: dict[tuple[str, str], str] = {}
-    for provider, mistakes in _written_providers():
+    for provider, mistakes in conf.written_providers().values():
         yield from mistakes
         if provider is None:
             continue
@@ -241,15 +236,8 @@ def _top_value_mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake("E004", "OIDC_RP['OWN_CONNECTION'] should be None or False.", hint)
 
 
-def _written_providers() -> Iterator[tuple[conf.Provider | None, list[Mistake]]]:
-    """The providers whose options stand in the settings, each as it was read.
-
-    A callable is not called: it may need the database, which is not there yet.
-    """
-    providers = conf.given().get("PROVIDERS")
-    for slug, options in providers.items() if isinstance(providers, dict) else ():
-        if isinstance(options, dict):
-            yield conf.read_provider(slug, conf.with_defaults(options))
+def _usable_providers() -> list[conf.Provider]:
+    return [provider for provider, _ in conf.written_providers().values() if provider is not None]
 
 
 def _callable_mistakes(providers: Any) -> Iterator[Mistake]:
@@ -375,7 +363,7 @@ def _session_renewal_messages() -> Iterator[CheckMessage]:
     if settings.SESSION_ENGINE.endswith(".signed_cookies"):
         message = "Sessions live in cookies, and nothing refuses those that have ended."
         yield Error(message, hint=hint, id="oidc_rp.E022")
-    if any(p.session_renewal is not None for p, _mistakes in _written_providers() if p is not None):
+    if any(provider.session_renewal is not None for provider in _usable_providers()):
         yield Error("SESSION_RENEWAL is set, and nothing does it.", hint=hint, id="oidc_rp.E022")
 
 

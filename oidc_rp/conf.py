@@ -395,6 +395,8 @@ TOP_OPTIONS = frozenset(
 )
 """What is said once for the whole site."""
 
+_SAID_ANYWHERE = TOP_OPTIONS | OPTIONS.keys()
+
 
 def read_provider(slug: Any, options: Mapping[str, Any]) -> tuple[Provider | None, list[Mistake]]:
     """Return the provider of this slug, or None, and every mistake in its options."""
@@ -578,10 +580,22 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return {n: value for n, value in given().items() if n in SHARED_OPTIONS} | dict(options)
 
 
-def _unknown_at_top() -> list[str]:
+def written_providers() -> dict[Any, tuple[Provider | None, list[Mistake]]]:
+    """The providers whose options stand in the settings, each as `read_provider` reads it.
+
+    Nothing is logged, and no callable is called: it may need a database that is not there yet.
+    """
+    options_of = given().get("PROVIDERS")
+    return {
+        slug: read_provider(slug, with_defaults(options))
+        for slug, options in (options_of.items() if isinstance(options_of, dict) else ())
+        if isinstance(options, dict)
+    }
+
+
+def unknown_at_top() -> list[str]:
     """What refuses every provider: it may have been meant to say something for all (M40)."""
-    mistakes = unknown_options(given(), TOP_OPTIONS | OPTIONS.keys(), "OIDC_RP")
-    return [mistake.message for mistake in mistakes]
+    return [mistake.message for mistake in unknown_options(given(), _SAID_ANYWHERE, "OIDC_RP")]
 
 
 def _dict_from(value: Any, code: str, where: str) -> dict[Any, Any]:
@@ -612,7 +626,7 @@ def _provider(slug: str, all_options: dict[Any, Any]) -> Provider:
         raise ConfigurationError("provider.unknown", "no provider of this name")
     where = f"OIDC_RP['PROVIDERS'][{slug!r}]"
     options = with_defaults(_dict_from(given_options, "configuration.provider", where))
-    known, unknown = _known.get(slug), _unknown_at_top()
+    known, unknown = _known.get(slug), unknown_at_top()
     if known is None or known[0] != (options, unknown):
         found, mistakes = read_provider(slug, options)
         told = "; ".join([*unknown, *(mistake.message for mistake in mistakes)])

@@ -747,6 +747,17 @@ def test_a_provider_that_cannot_be_used(op: OpenIDProvider, site: Configure) -> 
     assert op.requests == []
 
 
+def test_an_option_at_the_top_that_nobody_knows(
+    op: OpenIDProvider, site: Configure, settings: Settings
+) -> None:
+    """Sign-ins refuse each provider, so that none of them is in order."""
+    site()
+    settings.OIDC_RP |= {"EMAIL_DOMAIN": ["example.com"]}
+    assert list(found()) == ["oidc_rp.E003", "doctor.provider"]
+    assert "'EMAIL_DOMAIN'" in found()["doctor.provider"].what
+    assert op.requests == []
+
+
 @pytest.mark.parametrize("silenced", [[], ["oidc_rp.E003"]])
 def test_what_is_told_is_not_logged_as_well(
     site: Configure, settings: Settings, caplog: pytest.LogCaptureFixture, silenced: list[str]

@@ -54,14 +54,13 @@ def _read(slug: str) -> conf.Provider:
 
     Raises ConfigurationError as conf.provider does.
     """
-    providers = conf.given().get("PROVIDERS")
-    options = providers.get(slug) if isinstance(providers, dict) else None
-    if not isinstance(options, dict):
+    written = conf.written_providers()
+    if slug not in written:
         return conf.provider(slug)
-    provider, mistakes = conf.read_provider(slug, conf.with_defaults(options))
-    if provider is None:
-        told = "; ".join(mistake.message for mistake in mistakes)
-        raise ConfigurationError("configuration.provider", told)
+    provider, mistakes = written[slug]
+    told = [*conf.unknown_at_top(), *(mistake.message for mistake in mistakes)]
+    if provider is None or told:
+        raise ConfigurationError("configuration.provider", "; ".join(told))
     return provider
 
 
