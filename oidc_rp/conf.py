@@ -6,6 +6,7 @@ a provider that cannot be read is refused at its login and leaves the others alo
 
 import json
 import logging
+import re
 import ssl
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
@@ -482,11 +483,13 @@ def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
 
 
 def url_without_secrets(url: str) -> str:
-    """A URL without what may be a password: what stands before its host, or in its query."""
+    """A URL without what may be a password: before its host, in its query or its fragment."""
     before, at, host = url.rpartition("@")
     scheme = before.partition("//")[0] + "//" if "//" in before else ""
-    path, query, _ = (f"{scheme}***@{host}" if at else url).partition("?")
-    return f"{path}?***" if query else path
+    return _QUERY_OR_FRAGMENT.sub(r"\1***", f"{scheme}***@{host}" if at else url)
+
+
+_QUERY_OR_FRAGMENT = re.compile(r"([?#]).*", re.DOTALL)
 
 
 def _issuer_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:

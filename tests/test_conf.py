@@ -681,6 +681,7 @@ def test_event_retention_is_a_number_of_days(settings: Settings, value: Any, day
     [
         ({"ISSUER": "https://me:S3CRET@op.example"}, "https://***@op.example"),
         ({"ISSUER": "https://op.example/?key=S3CRET"}, "https://op.example/?***"),
+        ({"ISSUER": "https://op.example/#key=S3CRET?S3CRET"}, "https://op.example/#***"),
         ({"REDIRECT_URIS": ["ftp://me:S3CRET@rp.example/x"]}, "ftp://***@rp.example/x"),
         ({"API_ORIGINS": ["http://op.example"]}, "http://op.example"),
     ],
