@@ -26,7 +26,9 @@ from oidc_rp import conf, session_index
 from oidc_rp.attack import ATTACKS, run
 from oidc_rp.attack.outcomes import FAILED, GOT_THROUGH, REFUSED, REFUSED_OTHERWISE, Outcome
 from oidc_rp.backends import OIDCBackend
+from oidc_rp.errors import LoginRefused
 from oidc_rp.models import Event, Identity, LogoutMark, Session
+from oidc_rp.sealing import generate_key
 from oidc_rp.signals import login_failed, signed_in
 from oidc_rp.testing import OpenIDProvider, SigningKey
 from oidc_rp.testing.signing import decode_jws
@@ -74,6 +76,15 @@ class Strict(OIDCBackend):
 
     def verify_claims(self, claims: Any) -> bool:
         return bool(claims.get("member"))
+
+
+class StrictForMembers(OIDCBackend):
+    """At one of the providers."""
+
+    def authenticate(self, request: Any, oidc: Any = None, **credentials: Any) -> Any:
+        if oidc is not None and oidc.provider == "members":
+            raise LoginRefused("account.claims", "members alone")
+        return super().authenticate(request, oidc, **credentials)
 
 
 def attack(*arguments: str) -> str:
@@ -174,11 +185,13 @@ def test_nobody_of_the_project_hears_of_it(caplog: pytest.LogCaptureFixture) -> 
             "CREATE_USERS": False,
             "REDIRECT_URIS": ["https://testserver/oidc/own/callback/"],
         },
+        {"SCOPES": ["openid", "offline_access"], "API_ORIGINS": ["https://api.example"]},
     ],
-    ids=["hmac", "eddsa", "strict", "tenants", "private_key_jwt", "public"],
+    ids=["hmac", "eddsa", "strict", "tenants", "private_key_jwt", "public", "tokens"],
 )
 def test_the_projects_own_options_are_attacked(settings: Settings, more: dict[str, Any]) -> None:
     """Whatever the options: an honest sign-in succeeds, and no attack does."""
+    settings.OIDC_RP["TOKEN_KEYS"] = [generate_key()]
     options(settings, **more)
     found = list(run("own"))
     assert [outcome.told for outcome in found if outcome.verdict != REFUSED] == []
@@ -189,7 +202,7 @@ def test_attacks_on_what_was_asked_for_only_fit_who_asks(settings: Settings) -> 
     """acr and auth_time are attacked where the options ask for them, tenants where they are."""
     plain = conf.provider("own")
     left_out = [attack.promise for attack in ATTACKS if not attack.fits(plain)]
-    assert left_out == ["M18", "M29", "M29", "M29", "M37", "M37", "M7", "M31"]
+    assert left_out == ["M18", "M29", "M29", "M29", "M37", "M37", "M7", "M31", "M30", "M30", "M54"]
 
 
 def test_what_the_options_let_in_is_not_called_refused(settings: Settings) -> None:
@@ -275,7 +288,7 @@ def test_without_any_provider_there_is_nothing_to_attack(
 
 
 def test_without_an_honest_sign_in_nothing_is_proven(settings: Settings) -> None:
-    """The command stops, tells the code and exits with 2; the claims that are needed help."""
+    """The command tells the code and exits with 2; the claims that are needed help."""
     settings.AUTHENTICATION_BACKENDS = ["tests.test_attack.Strict"]
     with pytest.raises(CommandError, match=r"sign-in is refused by account\.claims") as failed:
         attack("own")
@@ -283,8 +296,22 @@ def test_without_an_honest_sign_in_nothing_is_proven(settings: Settings) -> None
     assert "attacks refused." in attack("own", "--claims", '{"member": true}')
 
 
+def test_the_others_are_attacked_where_nothing_is_proven_of_one(settings: Settings) -> None:
+    """Whichever comes first; the exit code tells that something is not proven."""
+    own = settings.OIDC_RP["PROVIDERS"]["own"]
+    members = own | {"CLIENT_ID": "members"}
+    settings.OIDC_RP = {"PROVIDERS": {"members": members, "own": own}}
+    settings.AUTHENTICATION_BACKENDS = ["tests.test_attack.StrictForMembers"]
+    out = StringIO()
+    with pytest.raises(CommandError, match=r"^members: .* refused by account\.claims") as failed:
+        call_command("oidc_attack", "--json", stdout=out)
+    assert failed.value.returncode == 2
+    (told,) = json.loads(out.getvalue())["providers"]
+    assert (told["provider"], told["refused"]) == ("own", len(told["attacks"]))
+
+
 def test_a_broken_callback_proves_nothing(settings: Settings) -> None:
-    """A view that raises is no refusal, and stops the command."""
+    """A view that raises is no refusal."""
     settings.ROOT_URLCONF = Replaced("callback", fall_over)
     with pytest.raises(CommandError, match="refused by HTTP 500") as failed:
         attack("own")

@@ -5,8 +5,9 @@ Each begins as an honest walk, with one bite taken out of it.
 
 from .answers import ANSWERS
 from .callbacks import CALLBACKS
+from .calls import CALLS
 from .id_tokens import ID_TOKENS
 from .logouts import LOGOUTS
 from .walks import Attack
 
-ATTACKS: tuple[Attack, ...] = (*ID_TOKENS, *CALLBACKS, *ANSWERS, *LOGOUTS)
+ATTACKS: tuple[Attack, ...] = (*ID_TOKENS, *CALLBACKS, *ANSWERS, *CALLS, *LOGOUTS)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from django.urls import reverse
 
 from ..conf import Provider
-from ..testing import (
-    REMOVE,
-)
+from ..testing import REMOVE
 from ..testing.browser import Response
+from ..testing.signing import base64url_decode
 from .id_tokens import keyed, ops_kid, signs_by_key, strangers_key
 from .stage import Scene, new_browser
 from .walks import (
     HOUR,
+    SESSION_ENDED,
     STRANGER,
     Attack,
     Attempt,
@@ -47,11 +48,23 @@ def _two_at_once(scene: Scene) -> Response:
     return scene.log_out(scene.logout_token(), scene.logout_token())
 
 
-def _by_a_frame(scene: Scene) -> Response:
-    scene.sign_in()
-    url = reverse("oidc_rp:frontchannel_logout", args=[scene.provider.slug])
-    named = {"iss": STRANGER, "sid": scene.op.login.sid}
-    return new_browser().client.get(url, named)
+def _by_a_frame(**changes: Any) -> Attempt:
+    """Show the page of the front channel, with parameters that are changed so; None drops one."""
+
+    def attempt(scene: Scene) -> Response:
+        scene.sign_in()
+        url = reverse("oidc_rp:frontchannel_logout", args=[scene.provider.slug])
+        named = {"iss": scene.iss, "sid": scene.op.login.sid} | changes
+        given = {name: value for name, value in named.items() if value is not None}
+        return new_browser().client.get(url, given)
+
+    return attempt
+
+
+def _events_twice(scene: Scene) -> str:
+    """The later of the two is none."""
+    payload = base64url_decode(scene.logout_token().split(".")[1])
+    return scene.op.sign(payload[:-1] + b', "events": {}}', {"typ": "logout+jwt"})
 
 
 def _logout_by_stranger(scene: Scene) -> str:
@@ -82,11 +95,17 @@ def _of_logout(
     attempt: Attempt,
     fits: Callable[[Provider], bool] = always,
 ) -> Attack:
-    return Attack(promise, code, sentence, attempt, of_logout=True, fits=fits)
+    return Attack(promise, code, sentence, attempt, goal=SESSION_ENDED, fits=fits)
 
 
 LOGOUTS = (
     _of_logout("M9", "logout_token.repeated", "Two logout tokens at once.", _two_at_once),
+    _of_logout(
+        "M17",
+        "logout_token.payload",
+        "A logout token whose payload names its events twice.",
+        logout(_events_twice),
+    ),
     _of_logout(
         "M18",
         "logout_token.alg",
@@ -152,5 +171,22 @@ LOGOUTS = (
         "A logout token that is too large.",
         logout_token(x="x" * 70_000),
     ),
-    _of_logout("M59", "logout.iss", "Another issuer's front-channel logout.", _by_a_frame),
+    _of_logout(
+        "M59",
+        "logout.iss",
+        "Another issuer's front-channel logout.",
+        _by_a_frame(iss=STRANGER),
+    ),
+    _of_logout(
+        "M59",
+        "logout.sid",
+        "A front-channel logout of no session.",
+        _by_a_frame(sid=None),
+    ),
+    _of_logout(
+        "M59",
+        "logout.sid",
+        "A front-channel logout of two sessions at once.",
+        _by_a_frame(sid=["one", "two"]),
+    ),
 )

@@ -12,7 +12,7 @@ from ..testing import SigningKey
 from ..testing.browser import Response
 from .attacks import ATTACKS
 from .stage import ELSEWHERE, LeadsElsewhere, Scene, refusal_code, scene_of, unheard
-from .walks import Attack
+from .walks import SESSION_ENDED, SIGNED_IN, TOKEN_GIVEN, Attack
 
 REFUSED, GOT_THROUGH, FAILED = "REFUSED", "GOT THROUGH", "FAILED"
 REFUSED_OTHERWISE = "REFUSED OTHERWISE"
@@ -112,17 +112,18 @@ def _judged(attack: Attack, scene: Scene, response: Response) -> Outcome:
     outcome = Outcome(attack, attack.code_at(scene.provider), code)
     through = _got_through(attack, scene)
     if through or status < 400:
-        return replace(outcome, got_through=through or f"HTTP {status}")
+        done = attack.goal if attack.goal == TOKEN_GIVEN else f"HTTP {status}"
+        return replace(outcome, got_through=through or done)
     if status >= 500:
         return replace(outcome, failed=f"HTTP {status}")
     return outcome if code else replace(outcome, failed=f"HTTP {status} without a code")
 
 
 def _got_through(attack: Attack, scene: Scene) -> str:
-    if attack.of_logout:
-        return "" if scene.has_open_session() else "a session has ended"
-    if scene.is_signed_in():
-        return "somebody is signed in"
+    if attack.goal == SESSION_ENDED:
+        return "" if scene.has_open_session() else SESSION_ENDED
+    if attack.goal == SIGNED_IN and scene.is_signed_in():
+        return SIGNED_IN
     if any(scene.op.calls(name) for name in (ELSEWHERE, *attack.untouched)):
         return "a request went where none belongs"
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,15 +19,19 @@ from django.core.cache import caches
 from django.core.signals import got_request_exception
 from django.db import connections, transaction
 from django.dispatch import Signal
+from django.http import HttpResponse, HttpResponseForbidden
 from django.test import Client, override_settings
 from django.urls import get_resolver, reverse
 
-from .. import conf, session_index, signals
+from .. import api, conf, session_index, signals
+from ..errors import OIDCError
+from ..models import Identity
 from ..protocol import jose
 from ..protocol.metadata import TENANT
 from ..testing import OpenIDProvider, SigningKey
 from ..testing.browser import Browser, Callback, Response
 from ..testing.installation import serve
+from ..testing.tokens import expire_tokens
 
 ELSEWHERE = "/elsewhere"
 """A path of the OP that nobody has a reason to ask for."""
@@ -98,6 +102,28 @@ class Scene:
         url = reverse("oidc_rp:backchannel_logout", args=[self.provider.slug])
         body = urlencode([("logout_token", one) for one in logout_tokens])
         return new_browser().client.post(url, body, FORM)
+
+    def ask_for_token(self) -> HttpResponse:
+        """Ask in a view of the site's for an access token, when the one that is kept has ended."""
+        expire_tokens(self._person())
+        return self._answered_by(lambda: api.access_token(self._person(), self.provider.slug))
+
+    def call(self, url: str) -> HttpResponse:
+        """Call an API in a view of the site's."""
+        calls = api.session_for(self._person(), self.provider.slug)
+        return self._answered_by(lambda: calls.get(url, timeout=5))
+
+    def _person(self) -> Any:
+        return Identity.objects.get(iss=self.iss, sub=self.op.person["sub"]).user
+
+    def _answered_by(self, step: Callable[[], Any]) -> HttpResponse:
+        self.refusals.clear()
+        try:
+            step()
+        except OIDCError as error:
+            self.note_refusal(error)
+            return HttpResponseForbidden()
+        return HttpResponse()
 
     def is_signed_in(self) -> bool:
         """Whether this browser's session is somebody's."""

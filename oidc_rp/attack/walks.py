@@ -26,6 +26,10 @@ HOUR = 3600
 TWO_MEGABYTES = 2 << 20
 
 
+SIGNED_IN, SESSION_ENDED = "somebody is signed in", "a session has ended"
+TOKEN_GIVEN = "a token was given out"  # noqa: S105 - what an attack is after
+
+
 def always(provider: Provider) -> bool:
     return True
 
@@ -35,8 +39,8 @@ class Attack:
     """One way to break a promise.
 
     code: what the check refuses it by that it is aimed at, and no other; where that depends on the
-    provider, a function of it. attempt: makes it, and returns the site's last answer. of_logout: it
-    is to end a session, not to begin one. fits: whether it is one for this provider. options: over
+    provider, a function of it. attempt: makes it, and returns the site's last answer. goal: what
+    has come of it where it gets through. fits: whether it is one for this provider. options: over
     the provider's own. untouched: endpoints that nobody may ask.
     """
 
@@ -44,7 +48,7 @@ class Attack:
     code: Code = field(repr=False)
     sentence: str
     attempt: Attempt = field(repr=False)
-    of_logout: bool = False
+    goal: str = SIGNED_IN
     fits: Callable[[Provider], bool] = field(default=always, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
     untouched: tuple[str, ...] = ()

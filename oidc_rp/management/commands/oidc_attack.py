@@ -25,7 +25,7 @@ class Command(BaseCommand):
 
     The OP is in this process; nothing stays in the database, the cache or the sessions. The exit
     code is 1 if anything was not refused by the check that it is aimed at, or a provider cannot be
-    used; 2 if not even an honest sign-in succeeds.
+    used; 2 if at one of them not even an honest sign-in succeeds.
     """
 
     help = "Run the project's settings against a misbehaving provider, and print what is refused."
@@ -49,14 +49,21 @@ class Command(BaseCommand):
         slugs = [options["slug"]] if options["slug"] else _slugs()
         unusable = {slug: _why_unusable(slug) for slug in slugs}
         usable = [slug for slug in slugs if not unusable[slug]]
-        found = {slug: self._attacked(slug, claims, quiet=options["json"]) for slug in usable}
+        found, unproven = {}, []
+        for slug in usable:
+            try:
+                found[slug] = self._attacked(slug, claims, quiet=options["json"])
+            except NotProven as error:
+                proves = "so the refusal of an attack would prove nothing."
+                unproven.append(f"{slug}: {error}; {proves}")
         if options["json"]:
             told = [_as_json(slug, outcomes) for slug, outcomes in found.items()]
             self.stdout.write(json.dumps({"providers": told}, indent=2))
         problems = _problems(outcome for outcomes in found.values() for outcome in outcomes)
         problems += [why for why in unusable.values() if why]
+        problems += unproven
         if problems:
-            raise CommandError("\n".join(problems))
+            raise CommandError("\n".join(problems), returncode=NOTHING_PROVEN if unproven else 1)
 
     def _attacked(self, slug: str, claims: dict[str, Any], *, quiet: bool) -> list[Outcome]:
         outcomes = []
@@ -65,9 +72,6 @@ class Command(BaseCommand):
                 outcomes.append(outcome)
                 if not quiet:
                     self._tell(outcome)
-        except NotProven as error:
-            told = f"{slug}: {error}; so the refusal of an attack would prove nothing."
-            raise CommandError(told, returncode=NOTHING_PROVEN) from error
         except NoReverseMatch as error:
             raise CommandError(f"The URLs of oidc_rp are not included: {error}") from error
         except DatabaseError as error:
