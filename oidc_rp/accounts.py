@@ -174,13 +174,22 @@ def unlink(identity: Identity, actor: str = "") -> bool:
 
 
 def may_unlink(identity: Identity) -> bool:
-    """Whether its user has another way in: a password that a backend asks for, or an identity whose
-    issuer is one of ours, whatever that provider was called when it was linked."""
-    if identity.user.has_usable_password() and _takes_passwords():
-        return True
+    """Whether its user has another way in."""
+    return identity.pk in unlinkable(identity.user, identities_of(identity.user_id))
+
+
+def unlinkable(user: Any, identities: Iterable[Identity]) -> set[Any]:
+    """The keys of those, of all of a user's identities, that leave another way in when they go.
+
+    That is a password that a backend asks for, or an identity whose issuer is one of ours, whatever
+    that provider was called when it was linked.
+    """
+    rows = list(identities)
+    if user.has_usable_password() and _takes_passwords():
+        return {row.pk for row in rows}
     issuers = {iss for provider in providers().values() for iss in provider.issuers()}
-    others = identities_of(identity.user_id).exclude(pk=identity.pk)
-    return not issuers.isdisjoint(others.values_list("iss", flat=True))
+    ways_in = {row.pk for row in rows if row.iss in issuers}
+    return {row.pk for row in rows if ways_in - {row.pk}}
 
 
 def _takes_passwords() -> bool:

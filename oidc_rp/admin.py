@@ -3,12 +3,15 @@
 To look at, and to act on by four actions, each with its own permission; never to make up.
 """
 
+import heapq
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from copy import copy
 from datetime import timedelta
 from functools import partial
+from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from django.contrib import admin, messages
@@ -29,7 +32,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from . import accounts, conf, events
-from .admin_actions import ACTIONS, AT_ONCE, Action
+from .admin_actions import ACTIONS, AT_ONCE, Action, stays_linked
 from .admin_health import (
     SHOWN,
     SHOWN_IN_LIST,
@@ -43,7 +46,7 @@ from .admin_health import (
     with_grants,
 )
 from .admin_providers import statuses
-from .admin_search import FOUND, BoundedPaginator, keys_found, refusals_of
+from .admin_search import FOUND, BoundedPaginator, identities_of, keys_found, refusals_of
 from .devices import browser_of, system_of
 from .models import DatabaseClock, Event, Grant, Identity, Session
 
@@ -134,6 +137,7 @@ class GrantInline(_Part):
     model = Grant
     fields = (
         "state",
+        "name",
         "durable",
         "granted_scope",
         "last_renewal",
@@ -149,6 +153,11 @@ class GrantInline(_Part):
     @admin.display(description=_("state"))
     def state(self, grant: Any) -> SafeString:
         return health_of(grant).badge()
+
+    @admin.display(description=_("grant"))
+    def name(self, grant: Grant) -> SafeString:
+        """As the timeline calls it: by its last characters."""
+        return format_html('<span title="{}">{}</span>', grant.pk, grant.pk[-8:])
 
     @admin.display(description=_("scope"))
     def granted_scope(self, grant: Grant) -> str:
@@ -214,11 +223,15 @@ class TroubleFilter(admin.SimpleListFilter):
         if since is None:
             return rows
         told = Event.objects.filter(at__gte=DatabaseClock(-since), name__in=self.NAMES)
-        latest = (
-            told.exclude(identity=None).order_by().values("identity_id").annotate(latest=Max("at"))
-        )
-        found = latest.order_by("-latest").values_list("identity_id", flat=True)[:FOUND]
-        return rows.filter(pk__in=set(found))
+        known = _latest_of("identity_id", told.exclude(identity=None))
+        users = _latest_of("user_id", told.filter(identity=None).exclude(user=None))
+        return rows.filter(pk__in={*known, *identities_of(users)})
+
+
+def _latest_of(whose: str, told: "QuerySet[Any, Any]") -> list[Any]:
+    """The keys of those who have these events, whoever had one last first."""
+    latest = told.order_by().values(whose).annotate(latest=Max("at")).order_by("-latest")
+    return list(latest.values_list(whose, flat=True)[:FOUND])
 
 
 class IdentityList(ChangeList):
@@ -524,7 +537,7 @@ class IdentityAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         """How much goes along, and not what, which is for who may view that; somebody's last way in
         is protected as by accounts.unlink."""
         _all, counts, lacking, protected = super().get_deleted_objects(objs, request)
-        kept = [str(one) for one in objs if not accounts.may_unlink(one)]
+        kept = [stays_linked(one) for one in objs if not accounts.may_unlink(one)]
         return [str(one) for one in objs], counts, lacking, [*protected, *kept]
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
@@ -543,19 +556,31 @@ def _open(identity: Any) -> list[Any]:
 def _told(event: Any) -> str:
     """A refusal as one line above the list: of most, nobody knows whose they are."""
     sentence = events.EVENTS.get(event.name, event.name)
-    parts = (event.reference, moment(event.at), event.provider, sentence, event.code)
+    reference = _("Reference %(reference)s") % {"reference": event.reference}
+    parts = (reference, moment(event.at), event.provider, sentence, event.code)
     return " · ".join(str(part) for part in parts if part)
 
 
 def _timeline(identity: Identity) -> list[dict[str, Any]]:
-    """What happened, the newest first: when, what, why, and who did it."""
-    latest = list(Event.objects.filter(identity=identity).order_by("-pk")[:SHOWN])
+    """What happened, the newest first: when, what, why, and who did it.
+
+    With what happened to the user while nobody knew of which identity it was: a login that was
+    refused to whoever is signed in here, say.
+    """
+    theirs = Event.objects.filter(identity=identity).order_by("-pk")[:SHOWN]
+    users = Event.objects.filter(identity=None, user=identity.user_id).order_by("-pk")[:SHOWN]
+    latest = heapq.merge(theirs, users, key=attrgetter("pk"), reverse=True)
+    return _rows(list(islice(latest, SHOWN)), identity)
+
+
+def _rows(latest: Sequence[Event], identity: Identity) -> list[dict[str, Any]]:
     names = _user_names({one.actor for one in latest})
     return [
         {
             "event": one,
             "at": moment(one.at),
             "sentence": events.EVENTS.get(one.name, ""),
+            "provider": one.provider if one.provider != identity.provider else "",
             "actor": f"{one.actor} {names.get(one.actor, '')}".strip(),
         }
         for one in latest

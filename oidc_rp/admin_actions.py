@@ -90,13 +90,19 @@ def _unlink_identity(identities: Sequence[Identity], actor: str) -> list[Told]:
     told = []
     for one in identities:
         key, names = one.pk, {"identity": str(one), "user": str(one.user)}
+        stays = stays_linked(one)
         if accounts.unlink(one, actor):
             done = _("Unlinked from %(user)s: %(identity)s.")
             told.append(Told(messages.SUCCESS, done % names, key))
         else:
-            stays = _("Not unlinked, as the only way for %(user)s to sign in: %(identity)s.")
-            told.append(Told(messages.ERROR, stays % names, key))
+            told.append(Told(messages.ERROR, stays, key))
     return told
+
+
+def stays_linked(identity: Identity) -> str:
+    """Why somebody's last way in cannot go."""
+    names = {"identity": str(identity), "user": str(identity.user)}
+    return _("Not unlinked, as the only way for %(user)s to sign in: %(identity)s.") % names
 
 
 def _open_grants(identities: Sequence[Identity]) -> list[Any]:

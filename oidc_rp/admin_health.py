@@ -102,7 +102,8 @@ def last_renewal(grant: Any) -> str:
     """When, by which process, and which one it was."""
     if grant.refreshed_at is None:
         return ""
-    return f"{moment(grant.refreshed_at)}, {grant.refreshed_by} (#{grant.refreshes})"
+    told = {"at": moment(grant.refreshed_at), "by": grant.refreshed_by, "number": grant.refreshes}
+    return _("%(at)s by %(by)s, renewal %(number)d") % told
 
 
 def next_renewal(grant: Any) -> datetime | None:

@@ -57,7 +57,7 @@ def _look_ups(text: str) -> Iterator[Iterable[int]]:
     rows = Identity.objects.order_by("-pk")
     yield rows.filter(sub=text).values_list("pk", flat=True)[:FOUND]
     yield rows.filter(email__startswith=text.lower()).values_list("pk", flat=True)[:FOUND]
-    yield _of_users(_named(text))
+    yield identities_of(_named(text))
 
 
 def _named(text: str) -> list[Any]:
@@ -67,7 +67,7 @@ def _named(text: str) -> list[Any]:
     return list(model._default_manager.filter(**begins).values_list("pk", flat=True)[:FOUND])
 
 
-def _of_users(users: Iterable[Any]) -> Iterable[int]:
+def identities_of(users: Iterable[Any]) -> Iterable[int]:
     keys = list(users)
     return Identity.objects.filter(user__in=keys).values_list("pk", flat=True) if keys else ()
 
@@ -91,4 +91,4 @@ def refusals_of(reference: str) -> list[Any]:
 def _of_reference(reference: str) -> Iterable[int]:
     events = refusals_of(reference)
     yield from (event.identity_id for event in events if event.identity_id is not None)
-    yield from _of_users({event.user_id for event in events if event.user_id is not None})
+    yield from identities_of({event.user_id for event in events if event.user_id is not None})

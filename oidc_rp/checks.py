@@ -4,6 +4,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from hashlib import new as hashed_by
+from importlib import import_module
 from typing import Any
 
 from django.conf import settings
@@ -64,6 +65,7 @@ def check_installation(**_: Any) -> list[CheckMessage]:
         *_backend_messages(),
         *_middleware_messages(),
         *_cookie_messages(),
+        *_session_messages(),
         *_url_messages(),
     ]
 
@@ -401,6 +403,33 @@ def _cookie_messages() -> Iterator[CheckMessage]:
                 hint='Set it to "Lax", which is Django\'s default, "Strict", "None" or False.',
                 id="oidc_rp.E023",
             )
+
+
+def _session_messages() -> Iterator[CheckMessage]:
+    engine = str(settings.SESSION_ENGINE)
+    if problem := session_problem():
+        near = get_close_matches(engine, {*_SESSION_ENGINES} - {engine}, n=1, cutoff=0.9)
+        hint = f"Did you mean {near[0]!r}?" if near else "Take one of Django's, and add its app."
+        message = f"Nobody can have a session: SESSION_ENGINE {engine!r} {problem}."
+        yield Error(message, hint=hint, id="oidc_rp.E025")
+
+
+_SESSION_ENGINES = [
+    f"django.contrib.sessions.backends.{name}"
+    for name in ("db", "cached_db", "cache", "file", "signed_cookies")
+]
+
+
+def session_problem() -> str:
+    """Why no session can begin; "" where nothing is known to be wrong."""
+    try:
+        store = import_module(settings.SESSION_ENGINE).SessionStore()
+        getattr(store, "model", None)  # which raises where its app is missing
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return "has no SessionStore"
+    except RuntimeError:
+        return "keeps rows, and 'django.contrib.sessions' is not in INSTALLED_APPS"
+    return ""
 
 
 def _url_messages() -> Iterator[CheckMessage]:

@@ -470,7 +470,8 @@ def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
                 yield Mistake("E004", f"{where}[{name!r}] has {url_without_secrets(uri)!r}.", hint)
     for origin in {origin for origins in provider.api_origins.values() for origin in origins}:
         if not url_is_allowed(origin, loopback_http=provider.allow_loopback_http):
-            hint = "Write it with https: access tokens travel over nothing else."
+            hint = "Write it with https, for access tokens travel over nothing else; for an API on "
+            hint += "this machine ALLOW_LOOPBACK_HTTP permits http."
             yield Mistake(
                 "E004", f"{where}['API_ORIGINS'] has {url_without_secrets(origin)!r}.", hint
             )

@@ -28,7 +28,9 @@ NOTICES: dict[str, str | Promise] = {
     "unlinked": _("The sign-in is not linked to your account any more."),
     "ended": _("That session is signed out."),
     "others_ended": _("You are signed out everywhere else."),
-    "stale": _("Your sign-in here is older than five minutes. Sign in once more, then go on."),
+    "stale": _(
+        "You last proved more than five minutes ago who you are. Sign in once more, then go on."
+    ),
     "last_way_in": _("This is your only way to sign in, so it stays."),
 }
 
@@ -96,13 +98,13 @@ class IdentitiesView(RefusingView):
         )
 
     def _unlink(self, request: HttpRequest) -> HttpResponse:
-        if not is_fresh(request, accounts.FRESH):
-            return _back(request, "stale")
         identity = self._own(request).filter(pk=_key(request, "identity")).first()
         if identity is None:
             return _back(request, "unlinked")
         if not accounts.may_unlink(identity):
             return _back(request, "last_way_in")
+        if not is_fresh(request, accounts.FRESH):
+            return _back(request, "stale")
         linked = _linked(identity, request, _labels())
         if "confirmed" not in request.POST:
             return render(request, "oidc_rp/unlink.html", {"linked": linked})
@@ -128,11 +130,13 @@ class IdentitiesView(RefusingView):
 
     def _context(self, request: HttpRequest) -> dict[str, Any]:
         notice, labels = request.session.pop(sessions.NOTICE, None), _labels()
-        identities = [_linked(row, request, labels) for row in self._own(request)]
+        owned = list(self._own(request))
+        identities = [_linked(row, request, labels) for row in owned]
         alive = session_index.alive(request.user)
         signed_in = [_signed_in(row, request, labels) for row in alive]
         return {
             "identities": identities,
+            "unlinkable": accounts.unlinkable(request.user, owned),
             "sessions": sorted(signed_in, key=lambda one: not one.here),
             "others": sum(not one.here for one in signed_in),
             "linked_slugs": {one.row.provider for one in identities},

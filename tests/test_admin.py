@@ -145,8 +145,10 @@ def test_the_list_is_filtered_by_trouble(root: Client, since: str, found: set[st
         at = now - timedelta(hours=hours)
         Event.objects.create(identity=identity(number), name="in_doubt", at=at)
     Event.objects.create(identity=identity(4), name="signed_in", at=now)
-    assert subs(root, trouble=since) == found
-    assert len(subs(staff("view_identity"), trouble=since)) == 4
+    refused = identity(5)  # while they were signed in here, and at the OP as nobody knows whom
+    Event.objects.create(user=refused.user, name="login_refused", at=now)
+    assert subs(root, trouble=since) == {*found, "sub-5"}
+    assert len(subs(staff("view_identity"), trouble=since)) == 5
 
 
 def test_the_list_shows_the_worst_of_somebodys_grants(root: Client) -> None:
@@ -352,7 +354,8 @@ def test_the_identitys_page_shows_its_grants(root: Client, settings: Any) -> Non
     for shown in (
         "healthy",
         "openid calendar",
-        "2026-03-01 12:00:00, web-1:42 (#7)",
+        "2026-03-01 12:00:00 by web-1:42, renewal 7",
+        f">{grant.pk[-8:]}<",
         "2026-03-01 12:5",  # a minute before the end, less the grant's own jitter
         "2026-03-01 12:00:00 transport.timeout",
         "0011223344556677",
@@ -413,6 +416,20 @@ def test_the_identitys_page_tells_what_happened(root: Client) -> None:
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     assert f"<thead><tr>{head}</tr></thead>" in page
     assert f'<td><span title="{grant.pk}">{grant.pk[-8:]}</span></td>' in page
+
+
+def test_the_timeline_has_what_happened_to_the_user_alone(root: Client) -> None:
+    """Where nobody knew of which identity it was; what another's is stays there."""
+    one = identity(1)
+    other = identity(2, provider="other", iss="https://other.example", user=one.user)
+    for reference, whose in (("aa", {"identity": one}), ("bb", {}), ("cc", {"identity": other})):
+        told = {"provider": "op", "name": "login_refused", "reference": reference} | whose
+        Event.objects.create(user=one.user, **told)
+    Event.objects.create(user=one.user, provider="other", name="login_refused", reference="dd")
+    page = root.get(f"{LIST}{one.pk}/change/").content.decode()
+    assert re.findall(r"<td>([a-d]{2})</td></tr>", page) == ["dd", "bb", "aa"]
+    assert page.count("<code>login_refused</code></td>") == 2
+    assert page.count("<code>login_refused</code> (other)</td>") == 1
 
 
 def test_who_did_it_is_told_by_name(root: Client, admin_user: User) -> None:
@@ -581,6 +598,7 @@ def test_deleting_takes_nobodys_last_way_in(root: Client) -> None:
     one = identity(1)
     page = root.get(f"{LIST}{one.pk}/delete/").content.decode()
     assert 'value="yes"' not in page
+    assert "as the only way for jane1 to sign in" in page
     root.post(f"{LIST}{one.pk}/delete/", {"post": "yes"})
     many = {"action": "delete_selected", "_selected_action": [one.pk], "post": "yes"}
     root.post(LIST, many)

@@ -336,6 +336,32 @@ def test_a_samesite_that_no_cookie_can_have_is_told(settings: Settings, name: st
         assert found()["E023"].msg.startswith(f"{name} is {bad!r}")
 
 
+@pytest.mark.parametrize(
+    ("engine", "hint"),
+    [
+        ("django.contrib.sessions.backends.databse", "backends.db'?"),
+        ("django.contrib.sessions.backends.cachedb", "backends.cached_db'?"),
+        ("tests.test_checks", "Take one of Django's, and add its app."),
+        ("", "Take one of Django's, and add its app."),
+    ],
+)
+def test_sessions_that_nobody_can_have_are_told(settings: Settings, engine: str, hint: str) -> None:
+    """Else `check` is content, and the site falls over when it is served."""
+    settings.OIDC_RP = one()
+    settings.SESSION_ENGINE = engine
+    assert list(found()) == ["E025"]
+    assert hint in str(found()["E025"].hint)
+
+
+def test_sessions_in_rows_that_no_app_has_are_told(tmp_path: Path) -> None:
+    """The engine is there, and its table is not."""
+    apps = ["django.contrib.auth", "django.contrib.contenttypes", "oidc_rp"]
+    site = f"INSTALLED_APPS = {apps}\nROOT_URLCONF = 'oidc_rp.urls'\n"
+    ran = check(tmp_path, f"{site}OIDC_RP = {{'PROVIDERS': {{}}}}\n")
+    assert "(oidc_rp.E025)" in ran.stderr
+    assert "'django.contrib.sessions' is not in INSTALLED_APPS" in ran.stderr
+
+
 def test_urls_that_are_not_included_are_told(settings: Settings) -> None:
     """Without our URLs there is no callback."""
     settings.OIDC_RP = one()

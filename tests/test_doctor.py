@@ -783,6 +783,13 @@ def test_options_from_a_callable(settings: Settings, op: OpenIDProvider) -> None
     the_one("doctor.providers", ERROR, "")
 
 
+def test_sessions_that_nobody_can_have(settings: Settings) -> None:
+    """The check tells it, and nothing calls them in order."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.databse"
+    assert list(found()) == ["oidc_rp.E025"]
+    assert "doctor.sessions" not in {finding.code for finding in doctor.examine()}
+
+
 def test_urls_that_are_not_included(settings: Settings) -> None:
     """E017 says so, and the rest goes on."""
     settings.ROOT_URLCONF = NoURLs

@@ -160,6 +160,8 @@ def samesite() -> str:
 
 def _session_findings() -> Iterator[Finding]:
     """Sessions that live in a cache of each process alone; those in cookies are told by E022."""
+    if checks.session_problem():
+        return  # E025
     engine = settings.SESSION_ENGINE.rpartition(".")[2]
     if engine not in ("cache", "cached_db"):
         yield fine("sessions", f"Sessions: {settings.SESSION_ENGINE}.")

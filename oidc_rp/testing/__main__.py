@@ -9,8 +9,12 @@ from .provider import OpenIDProvider
 
 def main() -> None:
     """Run an OP until it is told to end, or for as long as `--seconds` says."""
-    parser = argparse.ArgumentParser(prog="python -m oidc_rp.testing", description=main.__doc__)
-    parser.add_argument("--port", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        prog="python -m oidc_rp.testing",
+        description=main.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--port", type=int, default=0, help="0: one that is free")
     parser.add_argument("--lifetime", type=float, default=60, help="of access tokens, in seconds")
     parser.add_argument("--delay", type=float, default=0, help="seconds that a refresh takes")
     parser.add_argument("--overlap", type=float, default=0, help="seconds of a spent token's grace")
