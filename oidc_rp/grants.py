@@ -36,6 +36,7 @@ from .models import (
     record_id,
 )
 from .own_connection import transaction_on
+from .protocol.id_token import lasting_claims
 from .protocol.token_endpoint import TokenResponse
 from .protocol.tokens import AccessToken, RefreshToken
 from .relying_party import Login
@@ -584,6 +585,7 @@ def _new_grant(login: Login, identity: Identity, slot: str | None) -> Grant:
         durable=slot is not None,
         slot=slot,
         scope=tokens.scope,
+        original_claims=lasting_claims(login.id_token),
     )
     with transaction_on(database()) as connection:
         with connection.cursor() as cursor:
@@ -624,6 +626,7 @@ def _renewed_by_login(known: Any, login: Login) -> bool:
             "closed_at": None,
             "provider": login.provider.slug,
             "scope": login.tokens.scope,
+            "original_claims": lasting_claims(login.id_token),
             "idle_until": known.now + _idle_lifetime(login),
         }
     superseded = opened(known) if refresh_token is not None and open_now else None

@@ -161,7 +161,9 @@ class Grant(models.Model):
 
     A durable grant (offline access) is one row for each identity and client, whatever logins come;
     the others belong to the browser session that holds their id. The columns from `lease_owner` to
-    `last_error_at` are the state of refresh.py, where the transitions are drawn.
+    `last_error_at` are the state of refresh.py, where the transitions are drawn. original_claims:
+    what a refreshed ID Token has to repeat of the one that the refresh token came with (M30); None
+    where that was not kept.
     """
 
     OPEN, CLOSED = "open", "closed"
@@ -178,6 +180,7 @@ class Grant(models.Model):
     scope = models.TextField(_("scope"), default="")
     refresh_token = _sealed()
     key_id = _key_id()
+    original_claims = models.JSONField(null=True, editable=False)
     generation = models.PositiveIntegerField(default=1)
     status = models.CharField(max_length=6, default=OPEN)
     lease_owner = models.CharField(max_length=100, default="", editable=False)

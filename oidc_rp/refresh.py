@@ -582,12 +582,12 @@ class Attempt:
 
     def _check_id_token(self, tokens: TokenResponse) -> Mapping[str, Any]:
         """T19: an invalid ID Token changes nothing, one about somebody else ends the grant."""
-        identity = self.grant.identity
+        identity, previous = self.grant.identity, self.grant.original_claims or {}
         if tokens.id_token is None:
             return {}
         try:
             claims = self.party.validated_refreshed(
-                tokens.id_token, iss=identity.iss, sub=identity.sub, previous={}
+                tokens.id_token, iss=identity.iss, sub=identity.sub, previous=previous
             )
             check_at_hash(claims, tokens.access_token)
             return claims.claims

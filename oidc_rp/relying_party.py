@@ -205,13 +205,13 @@ class RelyingParty:
     ) -> IdTokenClaims:
         """Return the claims of an ID Token from a refresh, about the same sign-in (Core §12.2).
 
-        previous: what was kept of the claims of the ID Token of that sign-in (`aud`, `azp`,
-        `auth_time`, `nonce`); what was not kept is not compared.
+        previous: lasting_claims of the ID Token of that sign-in; what was not kept is not compared.
         Raises InvalidIdToken; .claim "iss", "tid" or "sub" is somebody else, vouched for by the OP.
         """
         provider = self.provider
         refreshed = self._validated(id_token, issuer=provider.issuer, client_id=provider.client_id)
         known = {**refreshed.claims, **previous}
+        known = {name: value for name, value in known.items() if value is not None}
         aud = check_aud(known, provider.client_id, provider.trusted_audiences)
         original = refreshed._replace(iss=iss, sub=sub, aud=aud, claims=known)
         check_refreshed_id_token(refreshed, original)

@@ -211,7 +211,7 @@ def _told_by_refresh(row: Any, provider: conf.Provider) -> Told:
         if isinstance(token, refresh.UsableToken):
             iss, sub = identity.iss, identity.sub
             userinfo = party.userinfo(token.access_token, iss=iss, sub=sub)
-            return _of_this_sign_in(token.claims, row, grant), userinfo
+            return token.claims, userinfo
         if time.monotonic() > until:
             message = "another process is refreshing, and that takes its time"
             raise TemporarilyUnavailable("refresh.waiting", message, retry_after=1.0)
@@ -237,18 +237,6 @@ def _told_by_userinfo(grant: Any, party: RelyingParty) -> Mapping[str, Any] | No
             return None  # this token; the next one may be good
         raise
     return told if told and accounts.tells_all(told, identity) else None
-
-
-def _of_this_sign_in(claims: Mapping[str, Any], row: Any, grant: Any) -> Mapping[str, Any]:
-    """The claims of a refreshed ID Token, if its auth_time is still that of the session's login
-    (Core §12.2, M30). A durable grant may be of another session's."""
-    known, told = row.auth_time, claims.get("auth_time")
-    if grant.durable or known is None or told is None:
-        return claims
-    if type(told) in (int, float) and abs(told - known.timestamp()) < 0.001:
-        return claims
-    events.note(events.of_grant(grant), events.ID_TOKEN_REFUSED, "id_token.auth_time")
-    return {}
 
 
 # By a login

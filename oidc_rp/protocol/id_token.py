@@ -121,6 +121,16 @@ def check_refreshed_id_token(refreshed: IdTokenClaims, original: IdTokenClaims) 
             raise InvalidIdToken(name, "changed at the refresh")
 
 
+def lasting_claims(original: IdTokenClaims) -> dict[str, Any]:
+    """Return what an ID Token from a refresh is compared with (Core §12.2), as JSON can hold it.
+
+    None is a claim that may not come later. An `auth_time` may: nobody knows that it changed.
+    """
+    claims = original.claims
+    lasting = {"aud": list(original.aud), "azp": claims.get("azp"), "nonce": claims.get("nonce")}
+    return lasting | {"auth_time": claims["auth_time"]} if "auth_time" in claims else lasting
+
+
 def check_aud(
     claims: Mapping[str, Any], client_id: str, trusted: frozenset[str] = frozenset()
 ) -> tuple[str, ...]:
