@@ -10,7 +10,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from . import accounts, closing, grants, refresh, session_index
+from . import accounts, closing, grants, refresh
 from .errors import OIDCError
 from .models import Grant, Identity
 from .own_connection import detached, must_share
@@ -47,8 +47,7 @@ class Action:
 
 
 def _end_sessions(identities: Sequence[Identity], actor: str) -> list[Told]:
-    rows = session_index.rows().filter(identity__in=[one.pk for one in identities])
-    ended = closing.end_sessions(rows, grants.LOGOUT, actor=actor)
+    ended = closing.sign_out(identities, grants.LOGOUT, actor=actor)
     text = ngettext("%(count)d session ended.", "%(count)d sessions ended.", ended)
     return [Told(messages.SUCCESS, text % {"count": ended})]
 

@@ -99,6 +99,30 @@ def end_sessions(
     return sum(_end_these(part, reason, revoke, actor) for part in parts)
 
 
+def sign_out(
+    people: Sequence[Identity], reason: str, *, but: str = "", spared: str = "", actor: str = ""
+) -> int:
+    """End every session of these people, and have each login that is under way come too late (M60).
+
+    but: the id of the row of a session that goes on. spared: its browser, whose logins go on as
+    well; see session_index.mark_people(). Returns how many have ended now.
+    """
+    _for_all_to_see(lambda: session_index.mark_people(people, spared))
+    theirs = session_index.rows().filter(identity__in=[one.pk for one in people]).exclude(pk=but)
+    return end_sessions(theirs, reason, actor=actor)
+
+
+def _for_all_to_see(write: Callable[[], None]) -> None:
+    """Write what others have to see before a transaction of the caller's is over. On SQLite nobody
+    else writes until then, and so there is nothing that they could miss."""
+    alias = grants.database()
+    alone = must_share(alias) or connections[alias].vendor == "sqlite"
+    if caller_may_roll_back(alias) and not alone:
+        detached(write).result()
+    else:
+        write()
+
+
 _AT_ONCE = 1000
 """Sessions that one statement names: no database takes any number of values."""
 

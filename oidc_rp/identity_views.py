@@ -123,9 +123,12 @@ class IdentitiesView(RefusingView):
     def _end_other_sessions(self, request: HttpRequest) -> HttpResponse:
         if "confirmed" not in request.POST:
             return render(request, "oidc_rp/end_other_sessions.html", self._context(request))
-        theirs = session_index.rows().filter(identity__user=request.user)
-        others = theirs.exclude(pk=sessions.row_of(request.session))
-        closing.end_sessions(others, grants.LOGOUT, actor=events.by_user(request.user.pk))
+        here = {
+            "but": sessions.row_of(request.session),
+            "spared": sessions.browser_of(request.session),
+        }
+        actor = events.by_user(request.user.pk)
+        closing.sign_out(list(self._own(request)), grants.LOGOUT, **here, actor=actor)
         return _back(request, "others_ended")
 
     def _context(self, request: HttpRequest) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 what was logged out. No session is ended here: see closing.py.
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from datetime import timezone as tz
@@ -224,6 +225,25 @@ def mark(subject: str, issued_by: str = "", jti: str = "") -> Any:
     raise AssertionError("a mark that is there cannot be read")  # pragma: no cover
 
 
+def mark_people(identities: Iterable[Identity], spared: str = "") -> None:
+    """Remember that each of them was logged out everywhere, before anything is ended.
+
+    spared: the browser whose own logins go on, as in sessions.browser_of(); "" for none.
+    """
+    rows: list[Any] = []
+    for one in identities:
+        row = LogoutMark(subject=of_sub(one.iss, one.sub), at=DatabaseClock())
+        row.jti = _sparing(spared, row.pk) if spared else None
+        rows.append(row)
+    with transaction_on(database()):
+        _marks().bulk_create(rows)
+
+
+def _sparing(browser: str, mark: str) -> str:
+    """What stands in a mark, in the place of a logout token, when it does not mean this browser."""
+    return digest(f"browser {browser}", mark)
+
+
 def done(marked: LogoutMark) -> None:
     """All that a mark speaks of has ended."""
     _marks().filter(pk=marked.pk).update(done_at=DatabaseClock())
@@ -239,7 +259,8 @@ def was_logged_out(row: Session, identity: Identity, pending: PendingLogin) -> b
     subjects += [named or of_nameless(identity.iss, identity.sub)]
     subjects += [of_browser(pending.browser)] if pending.browser else []
     since = _moment(pending.since or pending.created_at)
-    return _marks().filter(subject__in=subjects, at__gte=since).exists()
+    found = _marks().filter(subject__in=subjects, at__gte=since).values_list("pk", "jti")
+    return any(told != _sparing(pending.browser, mark) for mark, told in found)
 
 
 # Values

@@ -697,6 +697,26 @@ def test_an_operator_ends_sessions(root: Client, admin_user: User, from_list: bo
 
 
 @pytest.mark.parametrize("from_list", [True, False])
+def test_M60_an_operator_who_ends_sessions_beats_a_login_in_flight(
+    root: Client, op: OpenIDProvider, browser: Browser, from_list: bool
+) -> None:
+    """Whoever is at the OP meanwhile does not come in, and who begins afterwards does; nor is
+    anybody else kept out."""
+    browser.sign_in("op")
+    one, in_flight, stranger = Identity.objects.get(), Browser(), Browser()
+    callback = in_flight.visit_op(in_flight.start("op"))
+    op.person["sub"] = "stranger"
+    of_a_stranger = stranger.visit_op(stranger.start("op"))
+    assert "1 session ended." in answer(root, one, "end_sessions", from_list)
+    assert in_flight.come_back(callback).context["code"] == "session.ended"
+    assert not Session.objects.exists()
+    assert stranger.come_back(of_a_stranger).status_code == 302
+    op.person["sub"] = one.sub
+    assert in_flight.sign_in("op").status_code == 302
+    assert Session.objects.filter(identity=one, ended_at=None).count() == 1
+
+
+@pytest.mark.parametrize("from_list", [True, False])
 def test_an_operator_unlinks(root: Client, admin_user: User, from_list: bool) -> None:
     """As its user would, but for the last way in."""
     one, last = with_password(identity(1)), identity(2)

@@ -572,6 +572,51 @@ def test_M58_sign_out_everywhere_else(guarded: str, op: OpenIDProvider, browser:
     assert not is_signed_in(others[0])
 
 
+@pytest.mark.parametrize("slug", ["op", "other"])
+def test_M60_sign_out_everywhere_else_beats_a_login_in_flight(
+    guarded: str, op: OpenIDProvider, other: OpenIDProvider, browser: Browser, slug: str
+) -> None:
+    """Of whichever identity, in every other browser; who begins afterwards comes in."""
+    signed_in(browser)
+    link(browser, "other")
+    elsewhere, another_user = new_browser(), new_browser()
+    callback, jane = elsewhere.visit_op(elsewhere.start(slug)), op.person
+    person(op, "stranger")
+    of_a_stranger = another_user.visit_op(another_user.start("op"))
+    assert told(browser, post(browser, "end_other_sessions", confirmed="1")) == "others_ended"
+    assert refusal(elsewhere.come_back(callback)) == (403, "session.ended")
+    assert [is_signed_in(one) for one in (browser, elsewhere)] == [True, False]
+    assert another_user.come_back(of_a_stranger).status_code == 302
+    op.person = jane
+    assert elsewhere.sign_in(slug).status_code == 302
+    assert [is_signed_in(one) for one in (browser, elsewhere, another_user)] == [True] * 3
+
+
+def test_M60_sign_out_everywhere_else_spares_the_logins_of_this_browser(
+    guarded: str, op: OpenIDProvider, browser: Browser
+) -> None:
+    """Another tab of it that is at the OP comes back signed in, once and twice."""
+    signed_in(browser)
+    tabs = [browser.visit_op(browser.start("op")) for _ in range(2)]
+    for callback in tabs:
+        assert told(browser, post(browser, "end_other_sessions", confirmed="1")) == "others_ended"
+        assert browser.come_back(callback).status_code == 302
+        assert is_signed_in(browser)
+
+
+def test_M60_somebody_with_a_password_only_beats_a_login_in_flight(
+    op: OpenIDProvider, browser: Browser
+) -> None:
+    """A session that never was at an OP has no browser to spare."""
+    user, thief = signed_in(browser), new_browser()
+    callback = thief.visit_op(thief.start("op"))
+    here = new_browser()
+    here.client.force_login(user, MODEL_BACKEND)
+    assert told(here, post(here, "end_other_sessions", confirmed="1")) == "others_ended"
+    assert refusal(thief.come_back(callback)) == (403, "session.ended")
+    assert is_signed_in(here)
+
+
 def test_M58_sessions_of_every_identity_end(
     op: OpenIDProvider, other: OpenIDProvider, browser: Browser
 ) -> None:
