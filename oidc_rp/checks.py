@@ -1,7 +1,7 @@
 """Settings mistakes, told when the project starts. Each id is in the README."""
 
 from base64 import urlsafe_b64decode
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from hashlib import new as hashed_by
 from importlib import import_module
@@ -48,38 +48,47 @@ _SESSION_REFRESH = "mozilla_django_oidc.middleware.SessionRefresh"
 _INEQUALITY = "Write a number: TIMEOUT of the OP < REFRESH_WAIT < WORKER_TIMEOUT, in seconds."
 _NEW_KEY = "`manage.py oidc_generate_key` prints a key for it."
 
+Read = Mapping[Any, tuple[conf.Provider | None, list[Mistake]]]
+"""slug -> its provider, or None, and the mistakes in its options: what conf.read_provider says."""
+
 
 @register(Tags.security)
 def check_settings(**_: Any) -> list[CheckMessage]:
     """The dict OIDC_RP itself."""
-    return [
-        Error(mistake.message, hint=mistake.hint, id=f"oidc_rp.{mistake.id}")
-        for mistake in _settings_mistakes()
-    ]
+    return list(_settings_messages(conf.written_providers()))
 
 
 @register(Tags.security)
 def check_installation(**_: Any) -> list[CheckMessage]:
     """What the app needs around it: backend, middleware, cookies, URLs."""
-    return [
-        *_backend_messages(),
-        *_middleware_messages(),
-        *_cookie_messages(),
-        *_session_messages(),
-        *_url_messages(),
-    ]
+    return list(_installation_messages(_usable(conf.written_providers())))
 
 
 @register(Tags.security)
 def check_providers(**_: Any) -> list[CheckMessage]:
     """What is allowed, and worth a second look."""
-    return [message for provider in _usable_providers() for message in _provider_messages(provider)]
+    return list(_provider_messages(_usable(conf.written_providers())))
 
 
 @register(Tags.security)
 def check_refresh(**_: Any) -> list[CheckMessage]:
     """What tokens need that are kept and refreshed."""
-    return [*_unsealed_messages(), *_time_messages(), *_atomic_requests_messages()]
+    return list(_refresh_messages(_usable(conf.written_providers())))
+
+
+def messages_about(read: Read) -> list[CheckMessage]:
+    """What these four say where the providers are those; the doctor reads callables' as well."""
+    usable = _usable(read)
+    return [
+        *_settings_messages(read),
+        *_installation_messages(usable),
+        *_provider_messages(usable),
+        *_refresh_messages(usable),
+    ]
+
+
+def _usable(read: Read) -> list[conf.Provider]:
+    return [provider for provider, _ in read.values() if provider is not None]
 
 
 @register(Tags.database)
@@ -146,10 +155,16 @@ def _is_kept_in(column: Column, database: str) -> bool:
     return router.allow_migrate_model(database, column.model)
 
 
-def _unsealed_messages() -> Iterator[CheckMessage]:
+def _refresh_messages(providers: Iterable[conf.Provider]) -> Iterator[CheckMessage]:
+    yield from _unsealed_messages(providers)
+    yield from _time_messages(providers)
+    yield from _atomic_requests_messages()
+
+
+def _unsealed_messages(providers: Iterable[conf.Provider]) -> Iterator[CheckMessage]:
     if conf.given().get("TOKEN_KEYS"):
         return
-    for provider in _usable_providers():
+    for provider in providers:
         if provider.offline or provider.api_origins:
             yield Error(
                 f"OIDC_RP['PROVIDERS'][{provider.slug!r}] brings tokens to keep, and "
@@ -159,12 +174,12 @@ def _unsealed_messages() -> Iterator[CheckMessage]:
             )
 
 
-def _time_messages() -> Iterator[CheckMessage]:
+def _time_messages(providers: Iterable[conf.Provider]) -> Iterator[CheckMessage]:
     """TIMEOUT < REFRESH_WAIT < WORKER_TIMEOUT, where tokens are refreshed."""
     if not conf.token_keys():
         return
     wait, worker = conf.refresh_wait(), conf.worker_timeout()
-    for provider in _usable_providers():
+    for provider in providers:
         if provider.timeout >= wait:
             yield Error(
                 f"OIDC_RP['PROVIDERS'][{provider.slug!r}]: TIMEOUT ({provider.timeout:g} s) is "
@@ -197,7 +212,12 @@ def _atomic_requests_messages() -> Iterator[CheckMessage]:
         )
 
 
-def _settings_mistakes() -> Iterator[Mistake]:
+def _settings_messages(read: Read) -> Iterator[CheckMessage]:
+    for mistake in _settings_mistakes(read):
+        yield Error(mistake.message, hint=mistake.hint, id=f"oidc_rp.{mistake.id}")
+
+
+def _settings_mistakes(read: Read) -> Iterator[Mistake]:
     given = conf.given()
     if not given:
         hint = "Add the dict OIDC_RP with PROVIDERS; the README shows one."
@@ -213,7 +233,7 @@ def _settings_mistakes() -> Iterator[Mistake]:
         yield Mistake("E004", message, hint)
     yield from _callable_mistakes(given.get("PROVIDERS"))
     seen: dict[tuple[str, str], str] = {}
-    for provider, mistakes in conf.written_providers().values():
+    for provider, mistakes in read.values():
         yield from mistakes
         if provider is None:
             continue
@@ -236,10 +256,6 @@ def _top_value_mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
     if given.get("OWN_CONNECTION") not in (None, True, False):
         hint = "Write False to take the connection of the caller always; None decides by itself."
         yield Mistake("E004", "OIDC_RP['OWN_CONNECTION'] should be None or False.", hint)
-
-
-def _usable_providers() -> list[conf.Provider]:
-    return [provider for provider, _ in conf.written_providers().values() if provider is not None]
 
 
 def _callable_mistakes(providers: Any) -> Iterator[Mistake]:
@@ -284,6 +300,14 @@ def _made_of(secret: bytes) -> Iterator[bytes]:
         yield urlsafe_b64decode(as_key + "=")
 
 
+def _installation_messages(providers: Iterable[conf.Provider]) -> Iterator[CheckMessage]:
+    yield from _backend_messages()
+    yield from _middleware_messages(providers)
+    yield from _cookie_messages()
+    yield from _session_messages()
+    yield from _url_messages()
+
+
 def _backend_messages() -> Iterator[CheckMessage]:
     backends = [_imported(path) for path in settings.AUTHENTICATION_BACKENDS]
     ours = [b for b in backends if isinstance(b, type) and issubclass(b, OIDCBackend)]
@@ -315,7 +339,7 @@ def _imported(path: str) -> Any:
         return None
 
 
-def _middleware_messages() -> Iterator[CheckMessage]:
+def _middleware_messages(providers: Iterable[conf.Provider]) -> Iterator[CheckMessage]:
     session, authentication = _place(_SESSION), _place(_AUTHENTICATION)
     if session is None:
         hint = f"Add {_SESSION!r} to MIDDLEWARE, before {_AUTHENTICATION!r}."
@@ -330,7 +354,7 @@ def _middleware_messages() -> Iterator[CheckMessage]:
     for path, meant in _misspelt().items():
         message = f"MIDDLEWARE has {path!r}, which is no middleware."
         yield Error(message, hint=f"Did you mean {meant!r}?", id="oidc_rp.E024")
-    yield from _session_renewal_messages()
+    yield from _session_renewal_messages(providers)
     yield from _token_renewal_messages()
 
 
@@ -344,7 +368,7 @@ def _misspelt() -> dict[str, str]:
     }
 
 
-def _session_renewal_messages() -> Iterator[CheckMessage]:
+def _session_renewal_messages(providers: Iterable[conf.Provider]) -> Iterator[CheckMessage]:
     """What works with SessionRenewal only, where that is missing or stands in the wrong place."""
     if _has_middleware(_SESSION_REFRESH):
         hint = f"Put {_SESSION_RENEWAL!r} in its place, and set SESSION_RENEWAL."
@@ -365,7 +389,7 @@ def _session_renewal_messages() -> Iterator[CheckMessage]:
     if settings.SESSION_ENGINE.endswith(".signed_cookies"):
         message = "Sessions live in cookies, and nothing refuses those that have ended."
         yield Error(message, hint=hint, id="oidc_rp.E022")
-    if any(provider.session_renewal is not None for provider in _usable_providers()):
+    if any(provider.session_renewal is not None for provider in providers):
         yield Error("SESSION_RENEWAL is set, and nothing does it.", hint=hint, id="oidc_rp.E022")
 
 
@@ -442,8 +466,15 @@ def _url_messages() -> Iterator[CheckMessage]:
         yield Error("The URLs of oidc_rp are not included.", hint=hint, id="oidc_rp.E017")
 
 
-def _provider_messages(provider: conf.Provider) -> Iterator[CheckMessage]:
-    where = f"OIDC_RP['PROVIDERS'][{provider.slug!r}]"
+def _provider_messages(providers: Iterable[conf.Provider]) -> Iterator[CheckMessage]:
+    for provider in providers:
+        where = f"OIDC_RP['PROVIDERS'][{provider.slug!r}]"
+        yield from _permission_messages(provider, where)
+        yield from _user_model_messages(provider, where)
+
+
+def _permission_messages(provider: conf.Provider, where: str) -> Iterator[CheckMessage]:
+    """What is allowed, and should be meant so."""
     if provider.allow_loopback_http and not settings.DEBUG:
         hint = "Remove ALLOW_LOOPBACK_HTTP where others use this site: it is for development."
         yield Caution(f"{where} allows plain http.", hint=hint, id="oidc_rp.W002")
@@ -453,7 +484,6 @@ def _provider_messages(provider: conf.Provider) -> Iterator[CheckMessage]:
             "one there may ask to be linked to its account here."
         )
         yield Caution(f"{where} links accounts by e-mail.", hint=hint, id="oidc_rp.W004")
-    yield from _user_model_messages(provider, where)
 
 
 def _user_model_messages(provider: conf.Provider, where: str) -> Iterator[CheckMessage]:

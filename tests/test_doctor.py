@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import nullcontext
 from email.utils import formatdate
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -769,18 +770,105 @@ def test_what_is_told_is_not_logged_as_well(
     assert caplog.messages == []
 
 
-def test_options_from_a_callable(settings: Settings, op: OpenIDProvider) -> None:
-    """No check calls it; here it is called."""
-    options = testing.provider_options(op) | {"API_ORIGINS": ["https://api.example"]}
-    settings.SILENCED_SYSTEM_CHECKS += ["oidc_rp.W006"]
-    settings.OIDC_RP = {"PROVIDERS": lambda: {"op": options}}
-    the_one("doctor.token_keys")
-    settings.OIDC_RP = settings.OIDC_RP | {"TOKEN_KEYS": [generate_key()], "REFRESH_WAIT": 9}
-    the_one("doctor.times")
-    settings.OIDC_RP = {"PROVIDERS": {"op": lambda: {"ISSUER": op.issuer}}}
-    assert "CLIENT_ID" in the_one("doctor.provider").what
-    settings.OIDC_RP = {"PROVIDERS": dict}
-    the_one("doctor.providers", ERROR, "")
+def none_at_all() -> Any:
+    raise LookupError("s3cret")
+
+
+MISTAKEN = {
+    "SESSION_RENEWAL": 600,
+    "DANGEROUSLY_LINK_BY_EMAIL": str,
+    "CLAIMS": {"no_such_field": "x"},
+    "API_ORIGINS": ["https://api.example"],
+}
+
+
+WAYS = {
+    "written": lambda providers: providers,
+    "a callable": lambda providers: lambda: providers,
+    "one for each": lambda providers: {slug: partial(dict, providers[slug]) for slug in providers},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("at_the_top", "of_tokens"),
+    [({}, "E019"), ({"TOKEN_KEYS": [generate_key()], "REFRESH_WAIT": 9}, "E021")],
+)
+def test_whatever_they_come_from_providers_are_judged_alike(
+    settings: Settings, op: OpenIDProvider, way: str, at_the_top: dict[str, Any], of_tokens: str
+) -> None:
+    """No check calls a callable; here it is called, and all is told once."""
+    settings.SILENCED_SYSTEM_CHECKS = ["oidc_rp.W006"]
+    options = testing.provider_options(op) | MISTAKEN
+    providers = {"op": options, "twin": options, "bad": {"CLIENT_ID": "x"}}
+    settings.OIDC_RP = {"PROVIDERS": WAYS[way](providers)} | at_the_top
+    told = [
+        (one.code.removeprefix("oidc_rp."), one.level, one.provider)
+        for one in doctor.examine()
+        if one.level != OK
+    ]
+    of_each = [("W002", WARNING), ("W004", WARNING), ("E018", ERROR), (of_tokens, ERROR)]
+    assert sorted(told) == sorted(
+        [
+            *((*code, slug) for code in of_each for slug in ("op", "twin")),
+            ("E007", ERROR, ""),
+            ("E022", ERROR, ""),
+            ("E002", ERROR, "bad"),
+        ]
+    )
+    assert doctor.slugs() == ["op", "twin", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (none_at_all, "its callable raises LookupError."),
+        (list, "its callable returns a list, which is no dict."),
+        (5, "neither a dict nor a callable"),
+        ("no.such.callable", "neither a dict nor a callable"),
+    ],
+)
+def test_options_that_cannot_be_had(
+    settings: Settings,
+    op: OpenIDProvider,
+    caplog: pytest.LogCaptureFixture,
+    options: Any,
+    told: str,
+) -> None:
+    """What is wrong is told without what may be a secret; nothing is logged, and all goes on."""
+    providers = {"bad": options, "op": testing.provider_options(op)}
+    settings.OIDC_RP = {"PROVIDERS": lambda: providers}
+    assert told in the_one("doctor.provider", provider="bad").what
+    assert op.calls("discovery") == 1
+    settings.OIDC_RP = {"PROVIDERS": providers}
+    (finding,) = found().values()
+    assert (finding.level, finding.provider) == (ERROR, "bad")
+    settings.OIDC_RP = {"PROVIDERS": lambda: options() if callable(options) else options}
+    assert "OIDC_RP['PROVIDERS'] cannot be read" in the_one("doctor.providers", ERROR, "").what
+    assert "doctor.providers" in run("op", code=1)
+    settings.OIDC_RP = {"PROVIDERS": options}
+    (finding,) = found().values()
+    assert (finding.level, finding.provider) == (ERROR, "")
+    assert "s3cret" not in run(code=1)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("slug", [7, "a b", "login"])
+def test_a_slug_that_is_none_is_told_once(
+    settings: Settings, op: OpenIDProvider, slug: Any
+) -> None:
+    for providers in (given := {slug: testing.provider_options(op)}, lambda: given):
+        settings.OIDC_RP = {"PROVIDERS": providers}
+        assert [one.code for one in doctor.examine() if one.level != OK] == ["oidc_rp.E008"]
+
+
+def test_no_provider_at_all(settings: Settings) -> None:
+    """A callable's dict may be empty, as a written one may be; what is no dict has its check."""
+    for none in (dict, {}):
+        settings.OIDC_RP = {"PROVIDERS": none}
+        assert "is empty" in the_one("doctor.providers", ERROR, "").what
+    settings.OIDC_RP = {}
+    assert list(found()) == ["oidc_rp.E001"]
 
 
 def test_sessions_that_nobody_can_have(settings: Settings) -> None:

@@ -1,6 +1,6 @@
 """The site itself: Django's checks, the key ring, proxy, hosts, cookies, sessions."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from re import compile as pattern
 from typing import Any
 
@@ -31,15 +31,9 @@ _WSGI_HEADER = pattern(r"HTTP_[A-Z0-9_]+")
 _PROVIDER = pattern(r"OIDC_RP\['PROVIDERS'\]\['([-\w]+)'\]")
 
 
-def check_findings() -> Iterator[Finding]:
-    """What Django's checks say, each by its id; those that are silenced stay so."""
-    for message in (
-        *checks.check_settings(),
-        *checks.check_installation(),
-        *checks.check_providers(),
-        *checks.check_refresh(),
-        *checks.check_deployment(),
-    ):
+def check_findings(read: checks.Read) -> Iterator[Finding]:
+    """What Django's checks say of these providers, by its id; what is silenced stays so."""
+    for message in (*checks.messages_about(read), *checks.check_deployment()):
         # One process serves a site under DEBUG, so that its cache is shared.
         if message.is_silenced() or (message.id == "oidc_rp.W005" and settings.DEBUG):
             continue
@@ -182,27 +176,10 @@ def _session_findings() -> Iterator[Finding]:
         yield fine("sessions", f"Sessions live in the cache {alias!r} ({backend}).")
 
 
-def kept_token_findings(provider: Provider, told: Collection[str]) -> Iterator[Finding]:
-    """TOKEN_KEYS and the times, also where options come from a callable, which no check calls."""
-    if not (provider.offline or provider.api_origins):
-        return
-    if not conf.token_keys():
-        if "oidc_rp.E019" not in told:
-            yield wrong(
-                "token_keys",
-                "This provider brings tokens to keep, and TOKEN_KEYS is empty.",
-                "Tokens are never stored unsealed.",
-                "`manage.py oidc_generate_key` prints a key for it.",
-            )
-        return
-    timeout, wait, worker = provider.timeout, conf.refresh_wait(), conf.worker_timeout()
-    times = f"TIMEOUT {timeout:g} s, REFRESH_WAIT {wait:g} s, WORKER_TIMEOUT {worker:g} s"
-    if timeout < wait < worker:
-        yield fine("times", f"Each less than the next: {times}.")
-    elif "oidc_rp.E021" not in told and timeout >= wait:
-        yield wrong(
-            "times",
-            f"TIMEOUT is not less than REFRESH_WAIT: {times}.",
-            "Who waits for another's refresh gives up while the OP may still answer.",
-            "Each has to be less than the next; REFRESH_WAIT stands at the top of OIDC_RP.",
-        )
+def kept_token_findings(provider: Provider) -> Iterator[Finding]:
+    """The times, where tokens are kept; whatever is wrong with them is told by E019 and E021."""
+    times = (provider.timeout, conf.refresh_wait(), conf.worker_timeout())
+    keeps = conf.token_keys() and (provider.offline or provider.api_origins)
+    if keeps and times[0] < times[1] < times[2]:
+        told = "TIMEOUT {:g} s, REFRESH_WAIT {:g} s, WORKER_TIMEOUT {:g} s".format(*times)
+        yield fine("times", f"Each less than the next: {told}.")
