@@ -1,11 +1,13 @@
 """What an operator may do to linked identities, after a question and each by its own permission."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from django.contrib import messages
-from django.db import connections
+from django.db import DatabaseError, InterfaceError, connections, transaction
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
@@ -14,6 +16,8 @@ from . import accounts, closing, grants, refresh
 from .errors import OIDCError
 from .models import Grant, Identity
 from .own_connection import detached, must_share
+
+logger = logging.getLogger("oidc_rp")
 
 T = TypeVar("T")
 
@@ -47,26 +51,40 @@ class Action:
 
 
 def _end_sessions(identities: Sequence[Identity], actor: str) -> list[Told]:
-    ended = closing.sign_out(identities, grants.LOGOUT, actor=actor)
-    text = ngettext("%(count)d session ended.", "%(count)d sessions ended.", ended)
-    return [Told(messages.SUCCESS, text % {"count": ended})]
+    done, refused = _for_each(
+        identities, lambda one: closing.sign_out([one], grants.LOGOUT, actor=actor)
+    )
+    text = ngettext("%(count)d session ended.", "%(count)d sessions ended.", sum(done))
+    return [*_counted(text, done, refused), *refused]
 
 
 def _revoke_tokens(identities: Sequence[Identity], actor: str) -> list[Told]:
-    keys = [grant.pk for grant in _open_grants(identities)]
-    closed = sum(closing.end(key, grants.REVOKED, actor=actor) for key in keys)
+    done, refused = _for_each(
+        _open_grants(identities),
+        lambda grant: int(closing.end(grant.pk, grants.REVOKED, actor=actor)),
+    )
     text = ngettext(
         "%(count)d grant closed; the provider is told.",
         "%(count)d grants closed; the provider is told.",
-        closed,
+        sum(done),
     )
-    return [Told(messages.SUCCESS, text % {"count": closed})]
+    return [*_counted(text, done, refused), *refused]
+
+
+def _counted(text: str, done: Sequence[int], refused: Sequence[Told]) -> list[Told]:
+    """How much was done, where not all of it was refused."""
+    if refused and not done:
+        return []
+    return [Told(messages.SUCCESS, text % {"count": sum(done)})]
 
 
 def _renew_tokens(identities: Sequence[Identity], actor: str) -> list[Told]:
     renewable = [grant for grant in _open_grants(identities) if grant.key_id]
-    told = [_outside_transactions(lambda grant=grant: _renewed(grant)) for grant in renewable]  # type: ignore[misc]
-    return told or [Told(messages.WARNING, _("There is no refresh token to renew with."))]
+    done, refused = _for_each(
+        renewable, lambda grant: _outside_transactions(lambda: _renewed(grant))
+    )
+    nothing = Told(messages.WARNING, _("There is no refresh token to renew with."))
+    return [*done, *refused] or [nothing]
 
 
 def _renewed(grant: Any) -> Told:
@@ -86,16 +104,16 @@ def _renewed(grant: Any) -> Told:
 
 
 def _unlink_identity(identities: Sequence[Identity], actor: str) -> list[Told]:
-    told = []
-    for one in identities:
-        key, names = one.pk, {"identity": str(one), "user": str(one.user)}
-        stays = stays_linked(one)
-        if accounts.unlink(one, actor):
-            done = _("Unlinked from %(user)s: %(identity)s.")
-            told.append(Told(messages.SUCCESS, done % names, key))
-        else:
-            told.append(Told(messages.ERROR, stays, key))
-    return told
+    done, refused = _for_each(identities, lambda one: _unlinked(one, actor))
+    return [*done, *refused]
+
+
+def _unlinked(one: Identity, actor: str) -> Told:
+    key, names = one.pk, {"identity": str(one), "user": str(one.user)}
+    stays = stays_linked(one)
+    if not accounts.unlink(one, actor):
+        return Told(messages.ERROR, stays, key)
+    return Told(messages.SUCCESS, _("Unlinked from %(user)s: %(identity)s.") % names, key)
 
 
 def stays_linked(identity: Identity) -> str:
@@ -107,7 +125,33 @@ def stays_linked(identity: Identity) -> str:
 def _open_grants(identities: Sequence[Identity]) -> list[Any]:
     rows: Any = Grant.objects.using(grants.database()).filter(status=Grant.OPEN)
     theirs = rows.filter(identity__in=[one.pk for one in identities])
-    return list(theirs.only("pk", "generation", "key_id", "identity_id").order_by("pk"))
+    told = ("provider", "status")  # what a grant is called
+    return list(theirs.only("generation", "key_id", "identity_id", *told).order_by("pk"))
+
+
+def _for_each(items: Iterable[Any], act: Callable[[Any], T]) -> tuple[list[T], list[Told]]:
+    """Act on each identity or grant; return what came of it, and of which the database refused it.
+
+    That is a lock that somebody holds, or a model of the site that protects what it refers to. It
+    keeps no other from its turn, and leaves a transaction of the request's as it was.
+    """
+    done, refused = [], []
+    for item in items:
+        names, whose = {"what": str(item)}, getattr(item, "identity_id", item.pk)
+        try:
+            with _savepoint():
+                done.append(act(item))
+        except (DatabaseError, InterfaceError) as error:
+            logger.exception("admin: the database refused it: %s", names["what"])
+            names["why"] = type(error).__name__
+            text = _("The database refused it: %(what)s, %(why)s.") % names
+            refused.append(Told(messages.ERROR, text, whose))
+    return done, refused
+
+
+def _savepoint() -> AbstractContextManager[None]:
+    alias = grants.database()
+    return transaction.atomic(using=alias) if connections[alias].in_atomic_block else nullcontext()
 
 
 def _outside_transactions(work: Callable[[], T]) -> T:

@@ -1,6 +1,8 @@
 """Linked identities in the admin: to look at, to unlink, never to make up."""
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from datetime import timezone as tz
 from typing import Any
@@ -12,7 +14,9 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Permission, User
 from django.core.cache import cache
-from django.db import connection
+from django.db import OperationalError, connection
+from django.db.models import ProtectedError, RestrictedError
+from django.db.models.signals import pre_delete
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
@@ -776,6 +780,113 @@ def test_an_operator_revokes_tokens(
     assert "1 grant closed" in answer(root, signed_in, "revoke_tokens", from_list)
     assert Grant.objects.get().status == "closed"
     assert signed_in.events.get(name="closed").actor == f"user {admin_user.pk}"
+
+
+# What the database refuses
+
+
+@contextmanager
+def refusing(verb: str, column: str) -> Iterator[None]:
+    """A database that gives up waiting for a lock, at statements with this verb and column."""
+
+    def refuse(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        if sql.startswith(verb) and column in sql:
+            raise OperationalError("canceling statement due to lock timeout")
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(refuse):
+        yield
+
+
+def answer_for_all(client: Client, name: str, chosen: list[Identity]) -> str:
+    fields = {"action": name, "_selected_action": [one.pk for one in chosen], "confirmed": "yes"}
+    response = client.post(LIST, fields, follow=True)
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.parametrize("error", [ProtectedError, RestrictedError])
+def test_what_a_model_of_the_site_protects_keeps_no_other_from_being_unlinked(
+    transactional_db: None,
+    root: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    atomic: bool,
+) -> None:
+    """The operator is told which one stays; the history has both."""
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", atomic)
+    chosen = [with_password(identity(number)) for number in (1, 2, 3)]
+
+    def protect(instance: Any, **_: Any) -> None:
+        if instance.pk == chosen[1].pk:
+            raise error("kept by a model of the site", {instance})
+
+    pre_delete.connect(protect, sender=Identity)
+    try:
+        page = answer_for_all(root, "unlink_identity", chosen)
+        alone = answer(root, chosen[1], "unlink_identity", False)
+    finally:
+        pre_delete.disconnect(protect, sender=Identity)
+    for told in ("Unlinked from jane1: sub-1 (op).", "Unlinked from jane3: sub-3 (op)."):
+        assert told in page
+    refused = f"The database refused it: sub-2 (op), {error.__name__}."
+    assert refused in page
+    assert refused in alone
+    assert Identity.objects.get() == chosen[1]
+    for one, count in zip(chosen, (1, 2, 1), strict=True):
+        assert LogEntry.objects.filter(object_id=str(one.pk)).count() == count
+    history = LogEntry.objects.filter(object_id=str(chosen[1].pk))
+    assert all(refused in entry.change_message for entry in history)
+    assert Event.objects.filter(name="identity_unlinked").count() == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "column"),
+    [
+        ("end_sessions", "INSERT", "logoutmark"),
+        ("end_sessions", "UPDATE", '"ended_at"'),
+        ("renew_tokens", "UPDATE", '"lease_owner"'),
+        ("revoke_tokens", "UPDATE", '"closed_at"'),
+        ("unlink_identity", "DELETE", "oidc_rp_identity"),
+    ],
+)
+@pytest.mark.parametrize("from_list", [True, False])
+def test_what_the_database_refuses_is_told_and_no_error(
+    root: Client, signed_in: Identity, from_list: bool, name: str, verb: str, column: str
+) -> None:
+    """A lock that somebody holds, say; nothing is done then, and the history says so."""
+    with_password(signed_in)
+    with refusing(verb, column):
+        page = answer(root, signed_in, name, from_list)
+    assert "The database refused it:" in page
+    assert "OperationalError." in page
+    assert "OperationalError." in LogEntry.objects.get().change_message
+    assert Identity.objects.filter(pk=signed_in.pk).exists()
+    assert Session.objects.get().ended_at is None
+    assert (Grant.objects.get().status, Grant.objects.get().refreshes) == ("open", 0)
+
+
+def test_what_is_refused_for_one_grant_is_done_for_the_others(
+    root: Client, signed_in: Identity
+) -> None:
+    """What was done is told beside what was not."""
+    other = grant_of(signed_in, key_id="", refresh_token="")
+    held = Grant.objects.exclude(pk=other.pk).get()
+
+    def refuse(execute: Callable[..., Any], sql: str, params: Any, *rest: Any) -> Any:
+        if sql.startswith("UPDATE") and '"closed_at"' in sql and held.pk in params:
+            raise OperationalError("canceling statement due to lock timeout")
+        return execute(sql, params, *rest)
+
+    with connection.execute_wrapper(refuse):
+        page = answer(root, signed_in, "revoke_tokens", False)
+    assert "1 grant closed" in page
+    assert f"The database refused it: op open ({held.pk}), OperationalError." in page
+    assert {grant.pk: grant.status for grant in Grant.objects.all()} == {
+        held.pk: "open",
+        other.pk: "closed",
+    }
 
 
 def test_the_users_page_shows_the_identities(root: Client) -> None:
