@@ -348,9 +348,6 @@ def test_every_page_looks_right(
         page.screenshot(path=SCREENSHOTS / f"{name}-{size}-{scheme}.png", full_page=True)
     page.goto(f"{demo.site}/oidc/identities/")
     look("identities")
-    page.get_by_role("button", name="Unlink").first.click()
-    look("unlink")
-    page.goto(f"{demo.site}/oidc/identities/")
     if page.get_by_role("button", name="Sign out everywhere else").count():
         page.get_by_role("button", name="Sign out everywhere else").click()
         look("end-other-sessions")
@@ -363,5 +360,14 @@ def test_every_page_looks_right(
     page.goto(demo.site)
     page.get_by_role("button", name="Sign out").click()
     look("signed-out")
+    sign_in(page, demo, username="rui")
+    page.goto(f"{demo.site}/oidc/identities/")
+    link = page.get_by_role("button", name="Link Demo Provider, HS256", exact=True)
+    if link.count():
+        link.click()
+        expect(page.get_by_role("status")).to_have_text("The sign-in is linked to your account.")
+    look("identities-two")
+    page.get_by_role("button", name="Unlink").first.click()
+    look("unlink")
     context.close()
     assert problems == []
