@@ -61,10 +61,13 @@ def _look_ups(text: str) -> Iterator[Iterable[int]]:
 
 
 def _named(text: str) -> list[Any]:
-    """The keys of the users whose name begins so."""
+    """The keys of the users whose name begins so; or is so, where its column has a collation of its
+    own: for one that is not deterministic PostgreSQL compares no beginnings."""
     model: Any = get_user_model()
-    begins = {f"{model.USERNAME_FIELD}__startswith": text}
-    return list(model._default_manager.filter(**begins).values_list("pk", flat=True)[:FOUND])
+    name = model.USERNAME_FIELD
+    whole = getattr(model._meta.get_field(name), "db_collation", None)
+    meant = {name if whole else f"{name}__startswith": text}
+    return list(model._default_manager.filter(**meant).values_list("pk", flat=True)[:FOUND])
 
 
 def identities_of(users: Iterable[Any]) -> Iterable[int]:

@@ -113,6 +113,22 @@ def test_the_list_is_searched(root: Client) -> None:
     assert len(subs(root, q=" ")) == 3
 
 
+def test_a_user_name_of_another_collation_is_searched_as_a_whole(
+    root: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the database calls equal: PostgreSQL has no LIKE for each collation."""
+    identity(1)
+    identity(11)
+    monkeypatch.setattr(User._meta.get_field("username"), "db_collation", "case_insensitive")
+    with CaptureQueriesContext(connection) as asked:
+        assert subs(root, q="jane1") == {"sub-1"}
+    (found,) = [
+        told["sql"] for told in asked if "'jane1'" in told["sql"] and "auth_us" in told["sql"]
+    ]
+    assert """WHERE "auth_user"."username" = 'jane1'""" in found
+    assert subs(root, q="jane") == set()
+
+
 def test_the_list_is_searched_by_sid(root: Client, settings: Any) -> None:
     """Whose session an OP of this site's calls so."""
     settings.OIDC_RP = {"PROVIDERS": {"op": OPTIONS}}
