@@ -9,6 +9,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.core.cache import caches
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as Caution
 from django.core.exceptions import ImproperlyConfigured
@@ -42,6 +43,7 @@ _SESSION = "django.contrib.sessions.middleware.SessionMiddleware"
 _AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 _LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
 _PER_PROCESS_CACHES = ("locmem.LocMemCache", "dummy.DummyCache")
+_BACKENDS = ("oidc_rp.backends.OIDCBackend", "django.contrib.auth.backends.ModelBackend")
 _RENEWAL = "oidc_rp.middleware.TokenRenewal"
 _SESSION_RENEWAL = "oidc_rp.middleware.SessionRenewal"
 _SESSION_REFRESH = "mozilla_django_oidc.middleware.SessionRefresh"
@@ -305,13 +307,24 @@ def _installation_messages(providers: Iterable[conf.Provider]) -> Iterator[Check
     yield from _middleware_messages(providers)
     yield from _cookie_messages()
     yield from _session_messages()
+    yield from _broken_cache_messages()
     yield from _url_messages()
 
 
 def _backend_messages() -> Iterator[CheckMessage]:
-    backends = [_imported(path) for path in settings.AUTHENTICATION_BACKENDS]
-    ours = [b for b in backends if isinstance(b, type) and issubclass(b, OIDCBackend)]
-    if not ours:
+    paths: Any = settings.AUTHENTICATION_BACKENDS
+    backends = {path: _imported(path) for path in ([paths] if isinstance(paths, str) else paths)}
+    ours = [b for b in backends.values() if isinstance(b, type) and issubclass(b, OIDCBackend)]
+    broken = [path for path, backend in backends.items() if not callable(backend)]
+    for path in broken:
+        near = get_close_matches(path, _BACKENDS, n=1, cutoff=0.9)
+        hint = f"Did you mean {near[0]!r}?" if near else "Correct it, or remove it."
+        message = f"AUTHENTICATION_BACKENDS has {path!r}, which cannot be imported."
+        yield Error(message, hint=f"{hint} Now each sign-in is an error.", id="oidc_rp.E027")
+    if isinstance(paths, str):
+        hint = "Write a list; one item in parentheses needs a comma behind it."
+        yield Error("AUTHENTICATION_BACKENDS is a text.", hint=hint, id="oidc_rp.E027")
+    elif not ours and not broken:  # else the one that was meant may be among them
         hint = 'Add "oidc_rp.backends.OIDCBackend", or a subclass of yours.'
         yield Error("AUTHENTICATION_BACKENDS lacks OIDCBackend.", hint=hint, id="oidc_rp.E011")
     for backend in ours:
@@ -430,12 +443,18 @@ def _cookie_messages() -> Iterator[CheckMessage]:
 
 
 def _session_messages() -> Iterator[CheckMessage]:
-    engine = str(settings.SESSION_ENGINE)
-    if problem := session_problem():
-        near = get_close_matches(engine, {*_SESSION_ENGINES} - {engine}, n=1, cutoff=0.9)
+    engine, age = str(settings.SESSION_ENGINE), settings.SESSION_COOKIE_AGE
+    problem = session_problem()
+    if problem and not any(map(_cache_problem, session_caches())):
+        near = get_close_matches(engine, _SESSION_ENGINES, n=1, cutoff=0.9)
         hint = f"Did you mean {near[0]!r}?" if near else "Take one of Django's, and add its app."
+        if engine in _SESSION_ENGINES:
+            hint = "Add what it needs, or take another one of Django's."
         message = f"Nobody can have a session: SESSION_ENGINE {engine!r} {problem}."
         yield Error(message, hint=hint, id="oidc_rp.E025")
+    if type(age) not in (int, float) or not age > 0:
+        hint = "Write seconds, more than 0: no session lasts until the browser is back from the OP."
+        yield Error(f"SESSION_COOKIE_AGE is {age!r}.", hint=hint, id="oidc_rp.E028")
 
 
 _SESSION_ENGINES = [
@@ -453,6 +472,33 @@ def session_problem() -> str:
         return "has no SessionStore"
     except RuntimeError:
         return "keeps rows, and 'django.contrib.sessions' is not in INSTALLED_APPS"
+    except (ImproperlyConfigured, KeyError) as error:  # of a cache, or of SESSION_FILE_PATH
+        return f"cannot be used: {str(error).rstrip('.')}"
+    return ""
+
+
+def session_caches() -> list[str]:
+    """The cache that sessions live in, if they do."""
+    in_cache = settings.SESSION_ENGINE.rpartition(".")[2] in ("cache", "cached_db")
+    return [settings.SESSION_CACHE_ALIAS] if in_cache else []
+
+
+def _broken_cache_messages() -> Iterator[CheckMessage]:
+    """Of sessions, and of ours, which is the default one: each request for it is an error."""
+    for alias in dict.fromkeys(["default", *session_caches()]):
+        if problem := _cache_problem(alias):
+            hint = "Correct its entry in CACHES."
+            if alias not in settings.CACHES:
+                hint = "Add it to CACHES, or correct SESSION_CACHE_ALIAS where that names it."
+            message = f"The cache {alias!r} cannot be used: {problem}."
+            yield Error(message, hint=hint, id="oidc_rp.E026")
+
+
+def _cache_problem(alias: str) -> str:
+    try:
+        caches[alias]
+    except (ImproperlyConfigured, ImportError, KeyError) as error:
+        return f"{type(error).__name__}, {str(error).rstrip('.')}"
     return ""
 
 

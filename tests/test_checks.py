@@ -19,6 +19,7 @@ from mozilla_django_oidc.middleware import SessionRefresh
 from pytest_django import Settings
 
 from oidc_rp.backends import OIDCBackend
+from oidc_rp.checks import check_installation
 from oidc_rp.middleware import SessionRenewal, TokenRenewal
 from oidc_rp.models import PendingRevocation, StoredAccessToken
 from oidc_rp.sealing import KeyRing
@@ -341,6 +342,7 @@ def test_a_samesite_that_no_cookie_can_have_is_told(settings: Settings, name: st
     [
         ("django.contrib.sessions.backends.databse", "backends.db'?"),
         ("django.contrib.sessions.backends.cachedb", "backends.cached_db'?"),
+        ("django.contrib.sessions.backends.file", "Add what it needs, or take another"),
         ("tests.test_checks", "Take one of Django's, and add its app."),
         ("", "Take one of Django's, and add its app."),
     ],
@@ -349,8 +351,54 @@ def test_sessions_that_nobody_can_have_are_told(settings: Settings, engine: str,
     """Else `check` is content, and the site falls over when it is served."""
     settings.OIDC_RP = one()
     settings.SESSION_ENGINE = engine
+    settings.SESSION_FILE_PATH = "/no/such/place"
     assert list(found()) == ["E025"]
     assert hint in str(found()["E025"].hint)
+
+
+@pytest.mark.parametrize("age", [0, -1, 0.0, float("nan"), None, "1209600", True])
+def test_sessions_that_end_at_once_are_told(settings: Settings, age: Any) -> None:
+    """Whoever comes back from the OP has none."""
+    settings.OIDC_RP = one()
+    settings.SESSION_COOKIE_AGE = age
+    assert list(found()) == ["E028"]
+    settings.SESSION_COOKIE_AGE = 1
+    assert found() == {}
+
+
+CACHE = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+MISSPELT = {"BACKEND": "django.core.cache.backends.locmem.LocMemCacheX"}
+
+
+@pytest.mark.parametrize("engine", ["cache", "cached_db"])
+@pytest.mark.parametrize(
+    ("caches", "alias", "told"),
+    [
+        ({"default": CACHE}, "nope", "'nope' doesn't exist."),
+        ({"default": CACHE, "nope": MISSPELT}, "nope", "Could not find backend"),
+        ({"default": CACHE, "nope": {}}, "nope", "BACKEND"),
+        ({"default": MISSPELT, "nope": CACHE}, "nope", "The cache 'default' cannot be used"),
+        ({"default": MISSPELT}, "default", "Could not find backend"),
+        ({"nope": CACHE}, "nope", "The cache 'default' cannot be used"),
+    ],
+)
+def test_a_cache_that_cannot_be_used_is_told(
+    settings: Settings, engine: str, caches: dict[str, Any], alias: str, told: str
+) -> None:
+    """Else each request that needs it is an error, and the check itself would be one."""
+    settings.OIDC_RP = one()
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    settings.CACHES, settings.SESSION_CACHE_ALIAS = caches, alias
+    messages = check_installation()
+    assert [message.id for message in messages] == ["oidc_rp.E026"]
+    assert told in messages[0].msg
+
+
+def test_a_cache_that_nobody_uses_may_be_missing(settings: Settings) -> None:
+    """SESSION_CACHE_ALIAS says nothing where sessions are rows."""
+    settings.OIDC_RP = one()
+    settings.SESSION_CACHE_ALIAS = "nope"
+    assert found() == {}
 
 
 def test_sessions_in_rows_that_no_app_has_are_told(tmp_path: Path) -> None:
@@ -399,7 +447,7 @@ class Matching(OIDCBackend):
         ("tests.test_checks.Deaf", ["W001"]),
         ("tests.test_checks.Matching", ["W003"]),
         ("django.contrib.auth.backends.ModelBackend", ["E011"]),
-        ("no.such.Backend", ["E011"]),
+        ("no.such.Backend", ["E027"]),
     ],
 )
 def test_the_backend_is_looked_at(settings: Settings, backend: str, codes: list[str]) -> None:
@@ -410,6 +458,29 @@ def test_the_backend_is_looked_at(settings: Settings, backend: str, codes: list[
     assert list(messages) == codes
     if codes == ["W001"]:
         assert "Deaf.verify_token" in messages["W001"].msg
+
+
+@pytest.mark.parametrize(
+    ("backends", "told"),
+    [
+        (
+            ["oidc_rp.backends.OIDCBackend", "django.contrib.auth.backends.ModelBackendX"],
+            "Did you mean 'django.contrib.auth.backends.ModelBackend'?",
+        ),
+        (["oidc_rp.backends.OIDCBackendd"], "Did you mean 'oidc_rp.backends.OIDCBackend'?"),
+        (["oidc_rp.backends.OIDCBackend", "no.such.Backend"], "Correct it, or remove it."),
+        (["oidc_rp.backends.OIDCBackend", "oidc_rp.backends"], "Correct it, or remove it."),
+        ("oidc_rp.backends.OIDCBackend", "Write a list"),
+    ],
+)
+def test_a_backend_that_cannot_be_imported_is_told(
+    settings: Settings, backends: Any, told: str
+) -> None:
+    """Django finds it at the first sign-in, which is an error; it is one mistake, told once."""
+    settings.OIDC_RP = one()
+    settings.AUTHENTICATION_BACKENDS = backends
+    assert list(found()) == ["E027"]
+    assert told in str(found()["E027"].hint)
 
 
 @pytest.mark.django_db

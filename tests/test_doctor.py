@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf.urls.i18n import i18n_patterns
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
+from django.urls import include, path
 from pytest_django import Settings
 
 from oidc_rp import doctor, testing
@@ -339,6 +341,26 @@ def test_an_op_that_signs_with_the_client_secret_only(op: OpenIDProvider, site: 
     assert "no keys" in in_order("doctor.jwks")
 
 
+def test_userinfo_that_is_signed_with_a_key(op: OpenIDProvider, site: Configure) -> None:
+    """It needs the OP's keys, whatever signs ID Tokens."""
+    op.metadata["id_token_signing_alg_values_supported"] = ["HS256"]
+    signed = {"ID_TOKEN_SIGNED_RESPONSE_ALG": "HS256", "USERINFO_SIGNED_RESPONSE_ALG": "RS256"}
+    site(**signed)
+    assert "1 of 1 keys" in in_order("doctor.jwks")
+    site(**signed | {"USERINFO_SIGNED_RESPONSE_ALG": "ES256"})
+    finding = the_one("doctor.jwks")
+    assert "none is for ES256" in finding.what
+    assert "No UserInfo response can be verified: userinfo.kid" in finding.why
+    assert "USERINFO_SIGNED_RESPONSE_ALG" in finding.mend
+    op.metadata["jwks_uri"] = None
+    assert "no UserInfo response can be verified" in the_one("doctor.jwks").why
+    site(**signed, USERINFO=False)
+    assert "no keys" in in_order("doctor.jwks")
+    site(**signed)
+    op.metadata["userinfo_endpoint"] = None
+    assert found() == {}
+
+
 def test_an_algorithm_that_the_op_does_not_name(op: OpenIDProvider, site: Configure) -> None:
     site(ID_TOKEN_SIGNED_RESPONSE_ALG="RS256")
     op.metadata["id_token_signing_alg_values_supported"] = ["HS256"]
@@ -482,6 +504,44 @@ def test_a_written_redirect_uri(site: Configure, uri: str, told: str) -> None:
     assert found() == {}
 
 
+class ByLanguage:
+    urlpatterns = i18n_patterns(path("oidc/", include("oidc_rp.urls")))
+
+
+@pytest.fixture
+def by_language(settings: Settings) -> None:
+    settings.ROOT_URLCONF = ByLanguage
+    settings.LANGUAGE_CODE, settings.LANGUAGES = "en", [("en", "English"), ("de", "German")]
+
+
+@pytest.mark.usefixtures("by_language")
+def test_a_redirect_uri_for_each_language(site: Configure, settings: Settings) -> None:
+    """Each has to be registered, or one of them to be written."""
+    of_each = [f"//rp.example/{code}/oidc/op/callback/" for code in ("en", "de")]
+    finding = the_one("doctor.redirect_uri", WARNING)
+    assert finding.what.endswith(f"the language: https:{of_each[0]}, https:{of_each[1]}")
+    assert f'"REDIRECT_URIS": ["https:{of_each[0]}"]' in finding.mend
+    for uri in of_each:
+        site(REDIRECT_URIS=[f"https:{uri}"])
+        assert found() == {}
+    site(REDIRECT_URIS=["https://rp.example/fr/oidc/op/callback/"])
+    assert "not the callback" in the_one("doctor.redirect_uri").what
+    site()
+    settings.SECURE_PROXY_SSL_HEADER = None
+    assert f"http:{of_each[0]}, http:{of_each[1]}" in the_one("doctor.redirect_uri", WARNING).what
+    settings.LANGUAGES = settings.LANGUAGES[:1]
+    settings.SECURE_PROXY_SSL_HEADER = HTTPS["SECURE_PROXY_SSL_HEADER"]
+    assert found() == {}
+
+
+@pytest.mark.usefixtures("by_language")
+def test_a_cookie_of_one_language(settings: Settings) -> None:
+    """It does not come along in the others."""
+    settings.SESSION_COOKIE_PATH = "/en/"
+    finding = found()["doctor.cookie_path"]
+    assert finding.what.endswith("leaves out /de/oidc/op/callback/.")
+
+
 def test_the_cookie(settings: Settings) -> None:
     """It has to come along to the callback."""
     settings.SESSION_COOKIE_SECURE = False
@@ -606,6 +666,7 @@ def test_more_hosts_than_are_told(settings: Settings) -> None:
 
 def test_algorithms_that_the_op_does_not_name(op: OpenIDProvider, site: Configure) -> None:
     """Of UserInfo, and of the assertion that authenticates the client."""
+    op.keys = [*op.keys, SigningKey.generate("ES256")]
     op.metadata["userinfo_signing_alg_values_supported"] = ["RS256"]
     site(USERINFO_SIGNED_RESPONSE_ALG="ES256")
     assert "USERINFO_SIGNED_RESPONSE_ALG" in the_one("doctor.signing_alg", WARNING).what
@@ -871,10 +932,16 @@ def test_no_provider_at_all(settings: Settings) -> None:
     assert list(found()) == ["oidc_rp.E001"]
 
 
-def test_sessions_that_nobody_can_have(settings: Settings) -> None:
+@pytest.mark.parametrize(
+    ("engine", "alias", "code"), [("databse", "default", "E025"), ("cache", "nope", "E026")]
+)
+def test_sessions_that_nobody_can_have(
+    settings: Settings, engine: str, alias: str, code: str
+) -> None:
     """The check tells it, and nothing calls them in order."""
-    settings.SESSION_ENGINE = "django.contrib.sessions.backends.databse"
-    assert list(found()) == ["oidc_rp.E025"]
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    settings.SESSION_CACHE_ALIAS = alias
+    assert list(found()) == [f"oidc_rp.{code}"]
     assert "doctor.sessions" not in {finding.code for finding in doctor.examine()}
 
 

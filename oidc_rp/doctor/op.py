@@ -245,17 +245,26 @@ def _key_findings(
             "Compare with the client's registration at the OP; without the option any asymmetric "
             "algorithm that the OP names will do.",
         )
-    if algorithms <= jose.HMAC_ALGORITHMS:
+    signed = {"ID Token": algorithms, "UserInfo response": _userinfo_algorithms(provider, metadata)}
+    by_key = {what: algs for what, algs in signed.items() if not algs <= jose.HMAC_ALGORITHMS}
+    if not by_key:
         yield fine("jwks", f"ID Tokens are signed with the client secret ({configured}): no keys.")
     elif metadata.jwks_uri is None:
         yield wrong(
             "jwks",
             "The metadata names no jwks_uri.",
-            "Without the OP's keys no ID Token can be verified.",
+            f"Without the OP's keys no {' and no '.join(by_key)} can be verified.",
             'METADATA may name it: "METADATA": {"jwks_uri": "https://..."},',
         )
     else:
-        yield from _published_key_findings(algorithms, metadata.jwks_uri, transport)
+        yield from _published_key_findings(by_key, metadata.jwks_uri, transport)
+
+
+def _userinfo_algorithms(provider: Provider, metadata: ProviderMetadata) -> frozenset[str]:
+    """What a UserInfo response has to be signed with; empty where none has to be."""
+    alg = provider.userinfo_signed_response_alg
+    is_asked = provider.userinfo and metadata.userinfo_endpoint is not None
+    return frozenset({alg} if alg and is_asked else ())
 
 
 def _no_algorithm(published: Collection[str]) -> Finding:
@@ -272,8 +281,9 @@ def _no_algorithm(published: Collection[str]) -> Finding:
 
 
 def _published_key_findings(
-    algorithms: frozenset[str], jwks_uri: str, transport: Transport
+    signed: Mapping[str, frozenset[str]], jwks_uri: str, transport: Transport
 ) -> Iterator[Finding]:
+    """signed: what has to be verified by one of these keys -> the algorithms that will do."""
     try:
         document = _document(transport.get(jwks_uri), "discovery.json")
         keys = jose.read_jwks(document).keys
@@ -281,25 +291,35 @@ def _published_key_findings(
         yield _not_fetched("jwks", "key set", jwks_uri, error)
         return
     usable = f"{len(keys)} of {len(document['keys'])} keys at {shown_url(jwks_uri)} can be used"
-    fitting = sorted(alg for alg in algorithms if any(key.fits(alg) for key in keys))
-    if not fitting:
-        yield wrong(
-            "jwks",
-            f"{usable}, and none is for {listed(algorithms)}.",
-            "No ID Token can be verified: id_token.kid refuses each sign-in. RSA keys of less "
-            "than 2048 bits, and keys for encryption, are not used.",
-            "Set ID_TOKEN_SIGNED_RESPONSE_ALG to what the OP signs with, or have its operator "
-            "publish such a key.",
-        )
-        return
+    wanted = frozenset().union(*signed.values())
+    fitting = sorted(alg for alg in wanted if any(key.fits(alg) for key in keys))
+    for what, algorithms in signed.items():
+        if not algorithms & {*fitting}:
+            yield _no_key(what, f"{usable}, and none is for {listed(algorithms)}.")
+            return
     yield fine("jwks", f"{usable}, for {listed(fitting)}.")
     if unclear := [alg for alg in fitting if _is_doubtful([k for k in keys if k.fits(alg)])]:
         yield doubtful(
             "jwks_kid",
             f"Several keys for {listed(unclear)} have no `kid`, or the same one.",
-            "Which of them an ID Token means cannot be told: id_token.kid refuses it.",
+            "Which of them a signature means cannot be told: id_token.kid or userinfo.kid refuses "
+            "it.",
             "Have the operator of the OP give each key a `kid` of its own (Core §10.1).",
         )
+
+
+def _no_key(what: str, told: str) -> Finding:
+    option, code = {
+        "ID Token": ("ID_TOKEN_SIGNED_RESPONSE_ALG", "id_token.kid"),
+        "UserInfo response": ("USERINFO_SIGNED_RESPONSE_ALG", "userinfo.kid"),
+    }[what]
+    return wrong(
+        "jwks",
+        told,
+        f"No {what} can be verified: {code} refuses each sign-in. RSA keys of less than 2048 bits, "
+        "and keys for encryption, are not used.",
+        f"Set {option} to what the OP signs with, or have its operator publish such a key.",
+    )
 
 
 def _is_doubtful(keys: Collection[jose.Key]) -> bool:

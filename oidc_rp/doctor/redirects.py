@@ -12,6 +12,7 @@ from django.core.exceptions import DisallowedHost, ImproperlyConfigured
 from django.http import HttpRequest
 from django.http.request import validate_host
 from django.urls import NoReverseMatch, Resolver404, resolve, reverse
+from django.utils.translation import get_language, override
 
 from ..conf import Provider, url_without_secrets
 from ..protocol.metadata import (
@@ -24,13 +25,14 @@ from .site import MAX_HOSTS, PROXY_HEADER, proxy_header, samesite
 
 def redirect_findings(provider: Provider) -> Iterator[Finding]:
     try:
-        path = reverse("oidc_rp:callback", args=[provider.slug])
+        paths = callback_paths(provider.slug)
     except NoReverseMatch:
         return  # E017
-    if not _path_matches(path, settings.SESSION_COOKIE_PATH):
+    left_out = [path for path in paths if not _path_matches(path, settings.SESSION_COOKIE_PATH)]
+    if left_out:
         yield wrong(
             "cookie_path",
-            f"SESSION_COOKIE_PATH {settings.SESSION_COOKIE_PATH!r} leaves out {path}.",
+            f"SESSION_COOKIE_PATH {settings.SESSION_COOKIE_PATH!r} leaves out {_first(left_out)}.",
             "The browser comes back without its cookie: each sign-in ends with state.no_cookie.",
             'SESSION_COOKIE_PATH = "/"',
         )
@@ -46,6 +48,18 @@ def redirect_findings(provider: Provider) -> Iterator[Finding]:
             "form_post comes without the session cookie (SameSite): a small page of this site "
             "sends the response again.",
         )
+
+
+def callback_paths(slug: str) -> dict[str, str | None]:
+    """Each path of the callback and a language that has it: below i18n_patterns there are several.
+
+    Raises NoReverseMatch.
+    """
+    paths: dict[str, str | None] = {}
+    for language in (get_language(), *dict(settings.LANGUAGES)):
+        with override(language):
+            paths.setdefault(reverse("oidc_rp:callback", args=[slug]), language)
+    return paths
 
 
 def _path_matches(path: str, cookie_path: Any) -> bool:
@@ -118,7 +132,7 @@ def _secure_cookie_findings(provider: Provider) -> Iterator[Finding]:
 
 def _written_redirect_findings(provider: Provider) -> Iterator[Finding]:
     parts, uri = urlsplit(provider.redirect_uris[0]), url_without_secrets(provider.redirect_uris[0])
-    callback = reverse("oidc_rp:callback", args=[provider.slug])
+    callback = next(iter(callback_paths(provider.slug)))
     if not _is_callback(parts.path, provider.slug):
         yield wrong(
             "redirect_uri",
@@ -139,11 +153,12 @@ def _written_redirect_findings(provider: Provider) -> Iterator[Finding]:
 
 def _is_callback(path: str, slug: str) -> bool:
     """Whether this path leads to the callback of this provider, below any script prefix."""
-    prefix = reverse("oidc_rp:callback", args=[slug])
+    if path in callback_paths(slug):
+        return True
     try:
         found = resolve(path)
     except Resolver404:
-        return path == prefix
+        return False
     return found.view_name.endswith("oidc_rp:callback") and found.kwargs.get("slug") == slug
 
 
@@ -167,14 +182,24 @@ def _is_plain(uri: str) -> bool:
 def _built_redirect_findings(provider: Provider) -> Iterator[Finding]:
     uris = _built_uris(provider)
     plain = [uri for uri in uris if _is_plain(uri)]
-    if settings.DEBUG and not settings.ALLOWED_HOSTS:  # any port of this machine
+    good = [uri for uri in uris if uri not in plain]
+    if good and len(callback_paths(provider.slug)) > 1:
+        yield doubtful(
+            "redirect_uri",
+            f"The redirect URI depends on the language: {_first(good)}",
+            "A sign-in sends the one of the page where it began, and the OP refuses one that is "
+            "not registered.",
+            "Register each, or move the include of oidc_rp.urls out of i18n_patterns. Or write "
+            f'"REDIRECT_URIS": ["{good[0]}"], which is sent whatever the language is.',
+        )
+    elif settings.DEBUG and not settings.ALLOWED_HOSTS:  # any port of this machine
         path = reverse("oidc_rp:callback", args=[provider.slug])
         yield fine(
             "redirect_uri",
             f"ALLOWED_HOSTS is empty: register what the browser's address bar has, and {path} "
             f"behind it, such as http://127.0.0.1:8000{path}",
         )
-    elif good := [uri for uri in uris if uri not in plain]:
+    elif good:
         yield fine("redirect_uri", f"Register at the OP: {_first(good)}")
     if plain:
         no_cookie = " SESSION_COOKIE_SECURE keeps the session cookie from http as well."
@@ -196,9 +221,13 @@ def _uri_at(host: str, provider: Provider) -> Iterator[str]:
 
 
 def _built_uris(provider: Provider) -> list[str]:
-    """The redirect URI at each host, as far as the settings name them."""
-    hosts = [host.removeprefix(".") for host in _allowed_hosts()]
-    return [uri for host in dict.fromkeys(hosts) for uri in _uri_at(host, provider)]
+    """The redirect URI at each host and in each language, as far as the settings name them."""
+    hosts = dict.fromkeys(host.removeprefix(".") for host in _allowed_hosts())
+    uris: list[str] = []
+    for language in callback_paths(provider.slug).values():
+        with override(language):
+            uris += [uri for host in hosts for uri in _uri_at(host, provider)]
+    return uris
 
 
 def _first(items: Sequence[str]) -> str:
