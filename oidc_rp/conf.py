@@ -6,7 +6,6 @@ a provider that cannot be read is refused at its login and leaves the others alo
 
 import json
 import logging
-import re
 import ssl
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
@@ -25,6 +24,7 @@ from django.utils.functional import Promise
 from django.utils.module_loading import import_string
 
 from .errors import ConfigurationError, InvalidJOSE, InvalidResponse
+from .errors import url_without_secrets as url_without_secrets
 from .protocol import jose
 from .protocol.authentication import PROTECTED_PARAMETERS
 from .protocol.bearer import origin_of
@@ -481,16 +481,6 @@ def _contradictions(provider: Provider, where: str) -> Iterator[Mistake]:
             "Add it: GROUPS, STAFF_GROUPS and SUPERUSER_GROUPS speak of the values of that claim."
         )
         yield Mistake("E002", f"{where} lacks 'GROUPS_CLAIM'.", hint)
-
-
-def url_without_secrets(url: str) -> str:
-    """A URL without what may be a password: before its host, in its query or its fragment."""
-    before, at, host = url.rpartition("@")
-    scheme = before.partition("//")[0] + "//" if "//" in before else ""
-    return _QUERY_OR_FRAGMENT.sub(r"\1***", f"{scheme}***@{host}" if at else url)
-
-
-_QUERY_OR_FRAGMENT = re.compile(r"([?#]).*", re.DOTALL)
 
 
 def _issuer_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:

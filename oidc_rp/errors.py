@@ -16,11 +16,36 @@
     └── SealError             what is stored does not open: the operator of this site
 
 Codes are stable: tests, logs and the reference in the README name them. Messages may change.
-No code, message, `expected` or `received` ever holds a token, authorization code, secret or state.
+No code, message, `expected` or `received` ever holds a token, authorization code, secret or state;
+of a URL, which others may have written, neither what stands before its host, nor query or fragment.
 """
 
 import copyreg
+import re
 from typing import Any
+
+
+def url_without_secrets(url: str) -> str:
+    """A URL without what may be a password: before its host, in its query or its fragment."""
+    before, at, host = url.rpartition("@")
+    scheme = before.partition("//")[0] + "//" if "//" in before else ""
+    return _QUERY_OR_FRAGMENT.sub(r"\1***", f"{scheme}***@{host}" if at else url)
+
+
+_QUERY_OR_FRAGMENT = re.compile(r"([?#]).*", re.DOTALL)
+
+
+def _without_secrets(value: Any) -> Any:
+    """The same, of every text in here that may be a URL, however it is nested."""
+    if isinstance(value, str):
+        may_be = "//" in value or ":" in value.rpartition("@")[0]
+        return url_without_secrets(value) if may_be else value
+    if isinstance(value, dict):
+        return {_without_secrets(name): _without_secrets(item) for name, item in value.items()}
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            return kind(map(_without_secrets, value))
+    return value
 
 
 class OIDCError(Exception):
@@ -31,8 +56,8 @@ class OIDCError(Exception):
     ) -> None:
         self.code = code
         self.message = message or code
-        self.expected = expected
-        self.received = received
+        self.expected = _without_secrets(expected)
+        self.received = _without_secrets(received)
         super().__init__(f"{code}: {self.message}")
 
     def __reduce__(self) -> tuple[Any, ...]:
