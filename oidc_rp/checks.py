@@ -306,6 +306,7 @@ def _installation_messages(providers: Iterable[conf.Provider]) -> Iterator[Check
     yield from _backend_messages()
     yield from _middleware_messages(providers)
     yield from _cookie_messages()
+    yield from _cookie_name_messages()
     yield from _session_messages()
     yield from _broken_cache_messages()
     yield from _url_messages()
@@ -440,6 +441,36 @@ def _cookie_messages() -> Iterator[CheckMessage]:
                 hint='Set it to "Lax", which is Django\'s default, "Strict", "None" or False.',
                 id="oidc_rp.E023",
             )
+
+
+def _cookie_name_messages() -> Iterator[CheckMessage]:
+    for cookie in ("SESSION", "CSRF"):
+        if lacking := lacking_for_prefix(cookie):
+            name = getattr(settings, f"{cookie}_COOKIE_NAME")
+            yield Error(
+                f"{cookie}_COOKIE_NAME is {name!r}, and no browser keeps that cookie.",
+                hint=f"Write {', '.join(lacking)}: its name asks for that (RFC 6265bis §4.1.3). Or "
+                "take another name.",
+                id="oidc_rp.E029",
+            )
+
+
+def lacking_for_prefix(cookie: str) -> list[str]:
+    """What settings lack that a name like "__Host-sid" asks for; cookie: "SESSION" or "CSRF"."""
+    if cookie == "CSRF" and settings.CSRF_USE_SESSIONS:
+        return []
+    value = {
+        name: getattr(settings, f"{cookie}_COOKIE_{name}")
+        for name in ("NAME", "SECURE", "PATH", "DOMAIN")
+    }
+    name = str(value["NAME"]).lower()
+    is_host = name.startswith("__host-")
+    lacks = {
+        "SECURE = True": (is_host or name.startswith("__secure-")) and not value["SECURE"],
+        'PATH = "/"': is_host and value["PATH"] != "/",
+        "DOMAIN = None": is_host and value["DOMAIN"],
+    }
+    return [f"{cookie}_COOKIE_{what}" for what, is_lacking in lacks.items() if is_lacking]
 
 
 def _session_messages() -> Iterator[CheckMessage]:

@@ -337,6 +337,47 @@ def test_a_samesite_that_no_cookie_can_have_is_told(settings: Settings, name: st
         assert found()["E023"].msg.startswith(f"{name} is {bad!r}")
 
 
+PREFIXED: list[tuple[str, bool, str | None, str | None, list[str]]] = [
+    ("sid", False, "/app", "rp.example", []),
+    ("__Hosted", False, "/", None, []),
+    ("__Secure-sid", True, "/app", "rp.example", []),
+    ("__Secure-sid", False, "/", None, ["SECURE = True"]),
+    ("__secure-sid", False, "/", None, ["SECURE = True"]),
+    ("__Host-sid", True, "/", None, []),
+    ("__Host-sid", True, "/", "", []),
+    ("__Host-sid", False, "/", None, ["SECURE = True"]),
+    ("__Host-sid", True, "/app", None, ['PATH = "/"']),
+    ("__Host-sid", True, None, None, ['PATH = "/"']),
+    ("__Host-sid", True, "/", "rp.example", ["DOMAIN = None"]),
+    ("__HOST-sid", False, "/app", "rp.example", ["SECURE = True", 'PATH = "/"', "DOMAIN = None"]),
+]
+
+
+@pytest.mark.parametrize("cookie", ["SESSION", "CSRF"])
+@pytest.mark.parametrize(("name", "secure", "path", "domain", "lacking"), PREFIXED)
+def test_a_cookie_that_its_name_keeps_from_browsers_is_told(
+    settings: Settings,
+    cookie: str,
+    name: str,
+    secure: bool,
+    path: str | None,
+    domain: str | None,
+    lacking: list[str],
+) -> None:
+    """RFC 6265bis §4.1.3; browsers take no notice of case (§5.7)."""
+    settings.OIDC_RP = one()
+    for setting, value in {"NAME": name, "SECURE": secure, "PATH": path, "DOMAIN": domain}.items():
+        setattr(settings, f"{cookie}_COOKIE_{setting}", value)
+    messages = found()
+    assert list(messages) == ["E029"] * bool(lacking)
+    for message in messages.values():
+        assert message.msg.startswith(f"{cookie}_COOKIE_NAME is {name!r}")
+        wanted = ", ".join(f"{cookie}_COOKIE_{what}" for what in lacking)
+        assert str(message.hint).startswith(f"Write {wanted}:")
+    settings.CSRF_USE_SESSIONS = True
+    assert bool(found()) is (bool(lacking) and cookie == "SESSION")
+
+
 @pytest.mark.parametrize(
     ("engine", "hint"),
     [

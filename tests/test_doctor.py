@@ -504,6 +504,12 @@ def test_a_written_redirect_uri(site: Configure, uri: str, told: str) -> None:
     assert found() == {}
 
 
+def test_a_cookie_that_no_browser_keeps(settings: Settings) -> None:
+    """The check tells it; that others can read it is not so then."""
+    settings.SESSION_COOKIE_NAME, settings.SESSION_COOKIE_SECURE = "__Secure-sid", False
+    assert list(found()) == ["oidc_rp.E029"]
+
+
 class ByLanguage:
     urlpatterns = i18n_patterns(path("oidc/", include("oidc_rp.urls")))
 

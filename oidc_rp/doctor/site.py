@@ -139,7 +139,7 @@ def _cookie_findings() -> Iterator[Finding]:
             "Browsers throw such a cookie away: each sign-in ends with state.no_cookie.",
             "SESSION_COOKIE_SECURE = True",
         )
-    elif not secure and not settings.DEBUG:
+    elif not secure and not settings.DEBUG and not checks.lacking_for_prefix("SESSION"):  # E029
         yield doubtful(
             "cookie_secure",
             "SESSION_COOKIE_SECURE is off.",
