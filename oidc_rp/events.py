@@ -6,6 +6,7 @@ never changed; oidc_prune deletes it by its age, and a user who is deleted takes
 
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -134,8 +135,9 @@ def refused(
 ) -> None:
     """Add a refusal, which has its line in the log already, as long as there is room.
 
-    Anybody can be refused as often as they like: only the first REFUSALS_A_MINUTE have a row, and
-    none while the cache fails; one more row, of the code UNNOTED, tells that there were others.
+    Anybody can be refused as often as they like: only the first REFUSALS_A_MINUTE of a room() have
+    a row, and none while the cache fails; one more, of the code UNNOTED, tells that there were
+    others.
     provider: a slug that is one of ours, or "". whose: asked for a row.
     """
     telemetry.count(name, code, provider)
@@ -150,14 +152,19 @@ def refused(
 REFUSALS_A_MINUTE = 60
 UNNOTED = "more"
 PROVEN = frozenset({"id_token", "userinfo", "account", "session"})
-"""Kinds of codes that nobody comes to but by a login at an OP. They have room of their own: the
-noise that strangers make for nothing takes none from them."""
+"""Kinds of codes that nobody comes to but by a login at an OP. Each of these codes has room of its
+own: strangers, for nothing, and somebody who is always refused take none from the others."""
 
 
 def room(name: str, code: str, at: float) -> str:
     """The cache's key of how many such refusals there were in a minute; at: seconds since 1970."""
-    kind = "proven" if code.partition(".")[0] in PROVEN else "any"
-    return f"oidc_rp:{name}:{kind}:{int(at) // 60}"
+    kind = code.partition(".")[0]
+    shared = kind if kind in PROVEN else "any"
+    own = kind in PROVEN and _OURS.fullmatch(code)  # a hook of the site may put anything into one
+    return f"oidc_rp:{name}:{code if own else shared}:{int(at) // 60}"
+
+
+_OURS = re.compile(r"[a-z_]+\.[a-z_]{1,50}")
 
 
 def _number(name: str, code: str) -> float:

@@ -239,6 +239,37 @@ def test_the_noise_of_strangers_takes_no_room_from_what_was_proven(
     assert [(name, code) for name, code, _ in told()] == [("login_refused", "id_token.aud")]
 
 
+def test_whoever_is_refused_again_and_again_takes_no_room_from_others(
+    browser: Browser, op: OpenIDProvider, configure: Configure
+) -> None:
+    """One ordinary person of the OP, whose account does not come in, hides no forged ID Token: what
+    was proven has room by its code."""
+    configure(EMAIL_DOMAINS=["corp.example"])
+    op.person |= {"email": "mallory@gmail.example", "email_verified": True}
+    for minute in (0, 60):
+        room = events.room(events.LOGIN_REFUSED, "account.email_domain", time.time() + minute)
+        cache.set(room, events.REFUSALS_A_MINUTE + 1, 120)
+    assert browser.sign_in("op").context["code"] == "account.email_domain"
+    assert not Event.objects.exists()
+    op.id_token_claims["nonce"] = "x"
+    response = Browser().sign_in("op")
+    event = Event.objects.get()
+    assert (event.code, event.reference) == ("id_token.nonce", response.context["reference"])
+
+
+def test_the_rooms_are_few() -> None:
+    """Codes of our vocabulary and no others have one each, and only those that take a login."""
+
+    def room(code: str) -> str:
+        return events.room(events.LOGIN_REFUSED, code, 0)
+
+    assert room("id_token.nonce") != room("id_token.aud") != room("userinfo.aud")
+    assert room("state.used") == room("response.iss") == room("initiate.iss") == room("made up")
+    made_up = ["account.jane@example.com", "account.no room", "account." + "x" * 300, "account.\n"]
+    assert {room(code) for code in made_up} == {room("account")}
+    assert room("account") != room("account.hook")
+
+
 @pytest.mark.django_db(transaction=True)
 def test_an_event_about_somebody_deleted_undoes_nothing(configure: Configure) -> None:
     """Not even at the end of the caller's transaction, when a database looks at constraints."""
