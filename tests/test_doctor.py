@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from email.utils import formatdate
 from functools import partial
@@ -17,7 +18,7 @@ import pytest
 from django.conf.urls.i18n import i18n_patterns
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
-from django.urls import include, path
+from django.urls import include, path, set_script_prefix
 from pytest_django import Settings
 
 from oidc_rp import doctor, testing
@@ -545,7 +546,7 @@ def test_a_cookie_of_one_language(settings: Settings) -> None:
     """It does not come along in the others."""
     settings.SESSION_COOKIE_PATH = "/en/"
     finding = found()["doctor.cookie_path"]
-    assert finding.what.endswith("leaves out /de/oidc/op/callback/.")
+    assert "leaves out /de/oidc/op/callback/, unless" in finding.what
 
 
 def test_the_cookie(settings: Settings) -> None:
@@ -556,8 +557,51 @@ def test_the_cookie(settings: Settings) -> None:
     the_one("doctor.cookie_samesite", ERROR, "")
     settings.SESSION_COOKIE_SECURE = True
     assert found() == {}
-    settings.SESSION_COOKIE_PATH = "/app/"
+    settings.SESSION_COOKIE_PATH = "app"
     the_one("doctor.cookie_path")
+
+
+@pytest.fixture
+def script_prefix() -> Iterator[Callable[[str], None]]:
+    """Set FORCE_SCRIPT_NAME's prefix, as django.setup() does it in a command."""
+    yield set_script_prefix
+    set_script_prefix("/")
+
+
+def test_a_prefix_that_the_server_sends(site: Configure, settings: Settings) -> None:
+    """No setting speaks of SCRIPT_NAME, and a site that works is no error; REDIRECT_URIS tells."""
+    settings.SESSION_COOKIE_PATH = "/app"
+    finding = the_one("doctor.cookie_path", WARNING)
+    assert "leaves out /oidc/op/callback/, unless the server sends SCRIPT_NAME" in finding.what
+    uri = "https://rp.example/app/oidc/op/callback/"
+    site(REDIRECT_URIS=[uri])
+    assert found() == {}
+    assert in_order("doctor.redirect_uri").endswith(
+        f"{uri} (the server has to send SCRIPT_NAME /app)"
+    )
+    settings.SESSION_COOKIE_PATH = "/other"
+    assert the_one("doctor.cookie_path").what.endswith("leaves out /app/oidc/op/callback/.")
+    settings.SESSION_COOKIE_PATH = "/"
+    site(REDIRECT_URIS=["https://rp.example/app/oidc/other/callback/"])
+    assert "not the callback" in the_one("doctor.redirect_uri").what
+
+
+def test_a_prefix_that_the_settings_force(
+    site: Configure, settings: Settings, script_prefix: Callable[[str], None]
+) -> None:
+    """Then the server's counts for nothing, and there is no doubt."""
+    settings.FORCE_SCRIPT_NAME = "/app"
+    script_prefix("/app")
+    settings.SESSION_COOKIE_PATH = "/app"
+    assert found() == {}
+    assert "https://rp.example/app/oidc/op/callback/" in in_order("doctor.redirect_uri")
+    settings.SESSION_COOKIE_PATH = "/other"
+    the_one("doctor.cookie_path")
+    settings.SESSION_COOKIE_PATH = "/"
+    site(REDIRECT_URIS=["https://rp.example/app/oidc/op/callback/"])
+    assert "SCRIPT_NAME" not in in_order("doctor.redirect_uri")
+    site(REDIRECT_URIS=["https://rp.example/twice/app/oidc/op/callback/"])
+    assert "not the callback" in the_one("doctor.redirect_uri").what
 
 
 @pytest.mark.parametrize(

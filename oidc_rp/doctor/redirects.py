@@ -1,6 +1,6 @@
 """Where the browser comes back to: the redirect URI as it is built, and as it is registered."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -28,14 +28,7 @@ def redirect_findings(provider: Provider) -> Iterator[Finding]:
         paths = callback_paths(provider.slug)
     except NoReverseMatch:
         return  # E017
-    left_out = [path for path in paths if not _path_matches(path, settings.SESSION_COOKIE_PATH)]
-    if left_out:
-        yield wrong(
-            "cookie_path",
-            f"SESSION_COOKIE_PATH {settings.SESSION_COOKIE_PATH!r} leaves out {_first(left_out)}.",
-            "The browser comes back without its cookie: each sign-in ends with state.no_cookie.",
-            'SESSION_COOKIE_PATH = "/"',
-        )
+    yield from _cookie_path_findings(provider, paths)
     yield from _cookie_domain_findings(provider)
     yield from _secure_cookie_findings(provider)
     if provider.redirect_uris:
@@ -62,9 +55,42 @@ def callback_paths(slug: str) -> dict[str, str | None]:
     return paths
 
 
+def _cookie_path_findings(provider: Provider, paths: Collection[str]) -> Iterator[Finding]:
+    """An error, unless the server may send a prefix (SCRIPT_NAME), of which no setting speaks."""
+    cookie_path: Any = settings.SESSION_COOKIE_PATH
+    if provider.redirect_uris:
+        paths = [urlsplit(provider.redirect_uris[0]).path]
+    left_out = [path for path in paths if not _path_matches(path, cookie_path)]
+    if not left_out:
+        return
+    what = f"SESSION_COOKIE_PATH {cookie_path!r} leaves out {_first(left_out)}"
+    finding = wrong(
+        "cookie_path",
+        f"{what}.",
+        "The browser comes back without its cookie: each sign-in ends with state.no_cookie.",
+        'SESSION_COOKIE_PATH = "/"',
+    )
+    if _server_may_send_prefix() and not provider.redirect_uris and _is_path(cookie_path):
+        finding = replace(
+            finding,
+            level=WARNING,
+            what=f"{what}, unless the server sends SCRIPT_NAME, which cannot be seen from here.",
+            mend=f"{finding.mend}. If it does: FORCE_SCRIPT_NAME, or REDIRECT_URIS, says it here.",
+        )
+    yield finding
+
+
+def _server_may_send_prefix() -> bool:
+    return settings.FORCE_SCRIPT_NAME is None
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("/")
+
+
 def _path_matches(path: str, cookie_path: Any) -> bool:
     """RFC 6265 §5.1.4; without a slash first, it is the path of whatever sets it (§5.2.4)."""
-    if not isinstance(cookie_path, str) or not cookie_path.startswith("/"):
+    if not _is_path(cookie_path):
         return False
     return path == cookie_path or path.startswith(f"{cookie_path.removesuffix('/')}/")
 
@@ -133,7 +159,8 @@ def _secure_cookie_findings(provider: Provider) -> Iterator[Finding]:
 def _written_redirect_findings(provider: Provider) -> Iterator[Finding]:
     parts, uri = urlsplit(provider.redirect_uris[0]), url_without_secrets(provider.redirect_uris[0])
     callback = next(iter(callback_paths(provider.slug)))
-    if not _is_callback(parts.path, provider.slug):
+    prefix = _prefix_of(parts.path, provider.slug)
+    if prefix is None:
         yield wrong(
             "redirect_uri",
             f"REDIRECT_URIS names {uri}, which is not the callback of this provider.",
@@ -148,7 +175,19 @@ def _written_redirect_findings(provider: Provider) -> Iterator[Finding]:
             f'Add "{parts.hostname}" to ALLOWED_HOSTS.',
         )
     else:
-        yield fine("redirect_uri", f"Register at the OP: {uri}")
+        sent = f" (the server has to send SCRIPT_NAME {prefix})" if prefix else ""
+        yield fine("redirect_uri", f"Register at the OP: {uri}{sent}")
+
+
+def _prefix_of(path: str, slug: str) -> str | None:
+    """What the server has to strip so that this path leads to the callback; None if nothing does.
+
+    FORCE_SCRIPT_NAME is part of the callback's path already.
+    """
+    if _is_callback(path, slug):
+        return ""
+    behind = [known for known in callback_paths(slug) if path.endswith(known)]
+    return path.removesuffix(behind[0]) if behind and _server_may_send_prefix() else None
 
 
 def _is_callback(path: str, slug: str) -> bool:
