@@ -686,6 +686,10 @@ def test_a_cookie_of_the_one_redirect_uri_that_is_sent(site: Configure, settings
 def test_the_production_cookie_at_runserver(settings: Settings) -> None:
     """Where ALLOWED_HOSTS is empty, Django serves this machine."""
     settings.DEBUG, settings.ALLOWED_HOSTS = True, []
+    address = "http://127.0.0.1:8000/oidc/op/callback/"
+    assert the_one("doctor.cookie_secure", WARNING).what.endswith(f"comes back to {address}")
+    assert in_order("doctor.redirect_uri").endswith(f"such as {address}")
+    settings.SESSION_COOKIE_SECURE = False
     settings.SESSION_COOKIE_DOMAIN = "rp.example"
     assert "leaves out localhost, 127.0.0.1, ::1." in the_one("doctor.cookie_domain").what
     settings.SESSION_COOKIE_DOMAIN = "app.localhost"

@@ -207,9 +207,18 @@ def _is_allowed_host(host: str) -> bool:
 
 def _allowed_hosts() -> list[str]:
     """ALLOWED_HOSTS, and what Django takes for it under DEBUG where it is empty."""
-    if settings.DEBUG and not settings.ALLOWED_HOSTS:
+    if _is_at_runserver():
         return [".localhost", "127.0.0.1", "[::1]"]
     return list(settings.ALLOWED_HOSTS)
+
+
+_RUNSERVER = "127.0.0.1:8000"
+"""Where `manage.py runserver` listens unless it is told otherwise."""
+
+
+def _is_at_runserver() -> bool:
+    """Whether Django serves any port of this machine, and nothing else."""
+    return settings.DEBUG and not settings.ALLOWED_HOSTS
 
 
 def _is_plain(uri: str) -> bool:
@@ -231,12 +240,11 @@ def _built_redirect_findings(provider: Provider) -> Iterator[Finding]:
             "Register each, or move the include of oidc_rp.urls out of i18n_patterns. Or write "
             f'"REDIRECT_URIS": ["{good[0]}"], which is sent whatever the language is.',
         )
-    elif settings.DEBUG and not settings.ALLOWED_HOSTS:  # any port of this machine
-        path = reverse("oidc_rp:callback", args=[provider.slug])
+    elif good and _is_at_runserver():
         yield fine(
             "redirect_uri",
-            f"ALLOWED_HOSTS is empty: register what the browser's address bar has, and {path} "
-            f"behind it, such as http://127.0.0.1:8000{path}",
+            "ALLOWED_HOSTS is empty: register what the browser's address bar has, and "
+            f"{urlsplit(good[0]).path} behind it, such as {good[0]}",
         )
     elif good:
         yield fine("redirect_uri", f"Register at the OP: {_first(good)}")
@@ -261,7 +269,8 @@ def _uri_at(host: str, provider: Provider) -> Iterator[str]:
 
 def _built_uris(provider: Provider) -> list[str]:
     """The redirect URI at each host and in each language, as far as the settings name them."""
-    hosts = dict.fromkeys(host.removeprefix(".") for host in _allowed_hosts())
+    allowed = [_RUNSERVER] if _is_at_runserver() else _allowed_hosts()
+    hosts = dict.fromkeys(host.removeprefix(".") for host in allowed)
     uris: list[str] = []
     for language in callback_paths(provider.slug).values():
         with override(language):
@@ -275,12 +284,12 @@ def _first(items: Sequence[str]) -> str:
 
 
 def _request_at(host: str) -> HttpRequest:
-    """A request as it arrives from the proxy that the settings speak of."""
+    """A request as it arrives from the proxy that the settings speak of, if one can be there."""
     request = HttpRequest()
     request.META = {"SERVER_NAME": host, "SERVER_PORT": "80", "HTTP_HOST": host}
     if settings.USE_X_FORWARDED_HOST:
         request.META["HTTP_X_FORWARDED_HOST"] = host
-    if header := proxy_header():
+    if (header := proxy_header()) and not _is_at_runserver():
         name = header[0].upper().replace("-", "_")
         request.META[name if name.startswith("HTTP_") else f"HTTP_{name}"] = header[1]
     return request
