@@ -1,13 +1,16 @@
 """The test kit, as a site's own tests use it."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
 from datetime import datetime, timedelta, timezone
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.conf import settings as django_settings
@@ -455,3 +458,72 @@ def test_the_samples_for_a_browser_run(site: Path) -> None:
     """Those of Playwright."""
     (site / "conftest.py").write_text(PAGE_FIXTURE)
     assert outcome(site, "test_browser.py").startswith(f"{number_in('test_browser.py')} passed")
+
+
+# What a web page asks of it
+
+
+JSON = {"Content-Type": "application/json"}
+EVIL = json.dumps({"client_secret": "known", "refresh_delay": 9})
+
+
+def control(
+    op: OpenIDProvider, method: str, path: str, body: str, **headers: str
+) -> tuple[int, dict[str, Any]]:
+    """Ask for this with these headers, and no other but Host."""
+    connection = HTTPConnection(urlsplit(op.origin).netloc, timeout=5)
+    try:
+        connection.request(
+            method, path, body or None, {name.replace("_", "-"): v for name, v in headers.items()}
+        )
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers"),
+    [
+        ("POST", "/control", EVIL, {"Origin": "https://evil.example"} | JSON),
+        ("POST", "/control", EVIL, {"Origin": "null"} | JSON),
+        ("POST", "/control/expire", "", {"Origin": "https://evil.example"}),
+        ("POST", "/control", EVIL, {"Host": "rebind.evil.example"} | JSON),
+        ("POST", "/control", EVIL, {"Host": "127.0.0.1"} | JSON),
+        ("GET", "/control", "", {"Host": "rebind.evil.example"}),
+        ("POST", "/control", EVIL, {"Content-Type": "text/plain"}),
+        ("POST", "/control", EVIL, {"Content-Type": "text/plain; application/json"}),
+        ("POST", "/control", EVIL, {"Content-Type": "application/x-www-form-urlencoded"}),
+        ("POST", "/control", EVIL, {}),
+        ("POST", "/control/expire", "", {"Content-Type": "text/plain"}),
+        ("GET", "/control/expire", "", {}),
+        ("GET", "/control/new_login", "", {}),
+        ("GET", "/control/issue", "", {}),
+        ("GET", "/control", EVIL, JSON),
+        ("PUT", "/control", EVIL, JSON),
+        ("OPTIONS", "/control", "", {"Origin": "https://evil.example"}),
+    ],
+)
+def test_it_is_told_nothing_by_a_web_page(
+    op: OpenIDProvider, method: str, path: str, body: str, headers: dict[str, str]
+) -> None:
+    """Whatever page a developer has open meanwhile: what only a program sends is asked for."""
+    secret, login, token = op.client_secret, op.login, op.issue()["access_token"]
+    status, told = control(op, method, path, body, **headers)
+    assert (status, told["error"]) == (403, "access_denied")
+    assert (op.client_secret, op.refresh_delay, op.login) == (secret, 0, login)
+    connection = HTTPConnection(urlsplit(op.origin).netloc, timeout=5)
+    connection.request("GET", "/api/calendar", headers={"Authorization": f"Bearer {token}"})
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8"])
+def test_it_is_told_what_to_do_by_a_program(op: OpenIDProvider, kind: str) -> None:
+    """JSON that says so, to the host that it is; a wish without words needs no kind."""
+    body = json.dumps({"refresh_delay": 0.5})
+    assert control(op, "POST", "/control", body, Content_Type=kind)[0] == 200
+    assert op.refresh_delay == 0.5
+    login = op.login
+    assert control(op, "POST", "/control/new_login", "")[1]["sid"] == op.login.sid != login.sid
+    assert control(op, "GET", "/control", "") == (200, op.counters())

@@ -479,3 +479,16 @@ def hang_up(connection: socket.socket) -> None:
 
 def is_refresh(request: RecordedRequest) -> bool:
     return request.endpoint == "token" and request.form.get("grant_type") == ["refresh_token"]
+
+
+def is_from_a_program(request: RecordedRequest, host: str) -> bool:
+    """Whether no web page that a developer has open can have sent this wish: it names this very
+    host, no origin, and what it says is JSON by POST. host: with the port."""
+    headers = request.headers
+    if "Origin" in headers or headers.get_all("Host") != [host]:
+        return False
+    if request.method == "GET":
+        return request.path == "/control" and not request.body
+    is_json = headers.get_content_type() == "application/json"
+    says_nothing = not request.body and "Content-Type" not in headers
+    return request.method == "POST" and (is_json or says_nothing)

@@ -48,6 +48,7 @@ from .http import (
     RecordedRequest,
     Refused,
     Server,
+    is_from_a_program,
     is_refresh,
     json_answer,
     late,
@@ -393,7 +394,10 @@ class OpenIDProvider:
         """Take attributes by POST /control (null in a member of one means REMOVE), tell the
         counters by GET; POST /control/issue answers issue(**JSON), POST /control/expire expires,
         POST /control/new_login begins a login and tells it, and POST /control/logout_token answers
-        {"logout_token": logout_token(**JSON)}, where null means REMOVE as well."""
+        {"logout_token": logout_token(**JSON)}, where null means REMOVE as well. What a web page may
+        have sent is refused: JSON says that it is (application/json), and comes without Origin."""
+        if not is_from_a_program(request, urlsplit(self.origin).netloc):
+            return Refused("access_denied", "this is not for web pages", 403).answer
         sent = json.loads(request.body or b"{}")
         if request.path == "/control/issue":
             return json_answer(self.issue(**sent))
