@@ -73,6 +73,23 @@ def _padded(size: int) -> Misbehaviour:
     return answer
 
 
+def _without_tls(name: str, sentence: str) -> Attack:
+    """Begin a login where one place of the OP is plain HTTP; nobody need go there."""
+
+    def attempt(scene: Scene) -> Response:
+        scene.op.metadata[name] = "http://attacker.example/"
+        return scene.begin()
+
+    return Attack("M46", f"discovery.{name}", sentence, attempt)
+
+
+_ENDPOINTS = {
+    "authorization_endpoint": "An authorization endpoint without TLS.",
+    "token_endpoint": "A token endpoint without TLS.",
+    "userinfo_endpoint": "A UserInfo endpoint without TLS.",
+    "jwks_uri": "A key set without TLS.",
+}
+
 ANSWERS = (
     Attack(
         "M31",
@@ -161,12 +178,7 @@ ANSWERS = (
         answers("token", gzip_bomb(TWO_MEGABYTES)),
     ),
     Attack("M46", "discovery.issuer", "Metadata of another issuer.", metadata(issuer=STRANGER)),
-    Attack(
-        "M46",
-        "discovery.token_endpoint",
-        "A token endpoint without TLS.",
-        metadata(token_endpoint="http://attacker.example/token"),  # noqa: S106
-    ),
+    *(_without_tls(name, sentence) for name, sentence in _ENDPOINTS.items()),
     Attack("M46", "discovery.json", "A page as metadata.", answers("discovery", not_json())),
     Attack("M49", "token.json", "A page as token response.", answers("token", not_json())),
     Attack("M49", "token.json", "A list as token response.", answers("token", _json(b"[]"))),

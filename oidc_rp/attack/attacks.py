@@ -3,6 +3,7 @@
 Each begins as an honest walk, with one bite taken out of it.
 """
 
+from .accounts import ACCOUNTS
 from .answers import ANSWERS
 from .callbacks import CALLBACKS
 from .calls import CALLS
@@ -10,4 +11,4 @@ from .id_tokens import ID_TOKENS
 from .logouts import LOGOUTS
 from .walks import Attack
 
-ATTACKS: tuple[Attack, ...] = (*ID_TOKENS, *CALLBACKS, *ANSWERS, *CALLS, *LOGOUTS)
+ATTACKS: tuple[Attack, ...] = (*ID_TOKENS, *CALLBACKS, *ANSWERS, *ACCOUNTS, *CALLS, *LOGOUTS)

@@ -6,14 +6,23 @@ from typing import Any
 
 from django.urls import reverse
 
-from ..testing import (
-    REMOVE,
-)
+from ..conf import Provider
+from ..testing import REMOVE, sending
 from ..testing.browser import Callback, Response
 from ..visits import LANDED
 from .id_tokens import from_the_other_tenant, has_two_tenants
 from .stage import Scene, new_browser
-from .walks import STRANGER, Attack, Attempt, callback, claims_by, repeated
+from .walks import (
+    SENT_AWAY,
+    STRANGER,
+    Attack,
+    Attempt,
+    answers,
+    callback,
+    claims_by,
+    metadata,
+    repeated,
+)
 
 
 def _another_logins_code(scene: Scene) -> Response:
@@ -59,6 +68,15 @@ def _in_another_mode(scene: Scene) -> Response:
 
 def _foreign_error(**changes: Any) -> Attempt:
     return callback(code=REMOVE, error="access_denied", **changes)
+
+
+def _on_the_way_to(next_url: str) -> Attempt:
+    """Sign in honestly, when the link to it has said where to go then."""
+    return lambda scene: scene.come_back(scene.answered(next_url=next_url))
+
+
+def _pushes(provider: Provider) -> bool:
+    return provider.require_pushed_authorization_requests
 
 
 def _initiated_by_stranger(scene: Scene) -> Response:
@@ -112,10 +130,44 @@ CALLBACKS = (
     Attack("M9", "response.repeated", "A callback with code twice.", repeated("code")),
     Attack("M9", "response.repeated", "A callback with iss twice.", repeated("iss")),
     Attack(
+        "M9",
+        "response.repeated",
+        "A callback with error twice.",
+        callback(code=REMOVE, error=["access_denied"] * 2),
+    ),
+    Attack(
         "M10", "state.unknown", "An error with a foreign state.", _foreign_error(state="foreign")
     ),
     Attack("M10", "response.iss", "An error of another OP.", _foreign_error(iss=STRANGER)),
     Attack("M11", "initiate.iss", "A login that another issuer initiates.", _initiated_by_stranger),
+    Attack(
+        "M12",
+        "",
+        "A login whose next is another site.",
+        _on_the_way_to(f"{STRANGER}/"),
+        goal=SENT_AWAY,
+    ),
+    Attack(
+        "M12",
+        "",
+        "A login whose next is another host, and looks like a path.",
+        _on_the_way_to(f"{STRANGER.removeprefix('https:')}/"),
+        goal=SENT_AWAY,
+    ),
+    Attack(
+        "M15",
+        "par.invalid_request",
+        "A pushed request that the OP refuses.",
+        answers("par", sending({"error": "invalid_request"}, 400)),
+        fits=_pushes,
+    ),
+    Attack(
+        "M15",
+        "par.endpoint",
+        "An OP that takes no pushed requests any more.",
+        metadata(pushed_authorization_request_endpoint=None),
+        fits=_pushes,
+    ),
     Attack(
         "M16", "response.mode", "A response in a mode that was not asked for.", _in_another_mode
     ),

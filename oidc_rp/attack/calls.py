@@ -27,7 +27,7 @@ def _api_of_a_stranger(scene: Scene) -> Response:
     return scene.call(scene.op.origin + ELSEWHERE)
 
 
-def _keeps_tokens(provider: Provider) -> bool:
+def keeps_tokens(provider: Provider) -> bool:
     return provider.offline and bool(conf.token_keys())
 
 
@@ -38,7 +38,7 @@ CALLS = (
         "A refreshed ID Token about somebody else.",
         _refreshed(sub=SOMEBODY_ELSE),
         goal=TOKEN_GIVEN,
-        fits=_keeps_tokens,
+        fits=keeps_tokens,
     ),
     Attack(
         "M30",
@@ -46,7 +46,7 @@ CALLS = (
         "A refreshed ID Token of another issuer.",
         _refreshed(iss=STRANGER),
         goal=TOKEN_GIVEN,
-        fits=_keeps_tokens,
+        fits=keeps_tokens,
     ),
     Attack(
         "M54",
@@ -54,6 +54,6 @@ CALLS = (
         "A token for an API that the settings do not name.",
         _api_of_a_stranger,
         goal=TOKEN_GIVEN,
-        fits=_keeps_tokens,
+        fits=keeps_tokens,
     ),
 )

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from base64 import b64encode
+from datetime import datetime, timedelta, timezone
 from functools import cache
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from ..conf import Provider
 from ..protocol import jose
@@ -22,6 +28,7 @@ from .walks import (
     SOMEBODY_ELSE,
     STRANGER,
     Attack,
+    Attempt,
     Code,
     claims,
     claims_by,
@@ -66,9 +73,31 @@ def _key_in_header(scene: Scene, payload: dict[str, Any]) -> str:
     return scene.op.sign(payload, {"jwk": jwk}, key, scene.alg)
 
 
-def _key_elsewhere(scene: Scene, payload: dict[str, Any]) -> str:
-    jku = {"jku": scene.op.origin + ELSEWHERE}
-    return scene.op.sign(payload, jku, strangers_key(scene.alg), scene.alg)
+def _keys_at_a_url(name: str) -> Attempt:
+    """The header names a place of the attacker's."""
+
+    def forge(scene: Scene, payload: dict[str, Any]) -> str:
+        named = {name: scene.op.origin + ELSEWHERE}
+        return scene.op.sign(payload, named, strangers_key(scene.alg), scene.alg)
+
+    return forged(forge)
+
+
+def _certificate_in_header(scene: Scene, payload: dict[str, Any]) -> str:
+    key = strangers_key(scene.alg)
+    x5c = [_certificate(key)] if isinstance(key, SigningKey) else []
+    return scene.op.sign(payload, {"x5c": x5c}, key, scene.alg)
+
+
+def _certificate(key: SigningKey) -> str:
+    """A certificate that a key has signed for itself, as `x5c` has it (RFC 7515 §4.1.6)."""
+    private, name, now = key.private_key, x509.Name([]), datetime.now(timezone.utc)
+    builder = x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(hours=1))
+    builder = builder.not_valid_after(now + timedelta(hours=1))
+    digest = None if isinstance(private, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    octets = builder.sign(private, digest).public_bytes(serialization.Encoding.DER)
+    return b64encode(octets).decode()
 
 
 def _by_public_key(scene: Scene, payload: dict[str, Any]) -> str:
@@ -142,6 +171,11 @@ def _logged_in_too_long_ago(scene: Scene) -> dict[str, Any]:
     return {"auth_time": int(time.time()) - (scene.provider.default_max_age or 0) - HOUR}
 
 
+def _for_a_trusted_audience(scene: Scene) -> dict[str, Any]:
+    """And for this client; who of them it was issued to, it does not say."""
+    return {"aud": [scene.op.client_id, min(scene.provider.trusted_audiences)], "azp": REMOVE}
+
+
 def _of_the_other_tenant(scene: Scene) -> dict[str, Any]:
     """The issuer of a tenant that is listed, too."""
     return {"iss": f"{scene.op.origin}/{max(scene.provider.tenants)}"}
@@ -172,6 +206,10 @@ def _asks_for_max_age(provider: Provider) -> bool:
 
 def _asks_for_acr(provider: Provider) -> bool:
     return bool(provider.default_acr_values)
+
+
+def _trusts_audiences(provider: Provider) -> bool:
+    return bool(provider.trusted_audiences)
 
 
 def _has_tenants(provider: Provider) -> bool:
@@ -265,7 +303,20 @@ ID_TOKENS = (
         "M20",
         _no_such_key,
         "The attacker's keys at a URL in the header (jku).",
-        forged(_key_elsewhere),
+        _keys_at_a_url("jku"),
+    ),
+    Attack(
+        "M20",
+        _no_such_key,
+        "The attacker's certificate in the header (x5c).",
+        forged(_certificate_in_header),
+        fits=signs_by_key,
+    ),
+    Attack(
+        "M20",
+        _no_such_key,
+        "The attacker's certificate at a URL in the header (x5u).",
+        _keys_at_a_url("x5u"),
     ),
     Attack("M20", "id_token.crit", "A crit that nobody understands.", header(crit=["x"], x=1)),
     Attack("M21", _wrong_alg, "HMAC with an empty secret.", forged(_by_no_secret)),
@@ -304,6 +355,13 @@ ID_TOKENS = (
         "An ID Token issued to another client (azp).",
         claims(azp="another-client"),
     ),
+    Attack(
+        "M24",
+        "id_token.azp",
+        "Two audiences that are trusted, and no azp.",
+        claims_by(_for_a_trusted_audience),
+        fits=_trusts_audiences,
+    ),
     Attack("M25", "id_token.exp", "An ID Token without exp.", claims(exp=REMOVE)),
     Attack(
         "M25",
@@ -312,7 +370,11 @@ ID_TOKENS = (
         claims_by(lambda s: {"exp": int(time.time()) - HOUR}),
     ),
     Attack("M25", "id_token.exp", "An exp beyond every calendar.", claims(exp=1e300)),
+    Attack("M25", "id_token.exp", "An exp below zero.", claims(exp=-1)),
+    Attack("M25", "id_token.exp", "An exp that is true.", claims(exp=True)),
+    Attack("M25", "id_token.payload", "An exp that is no number (NaN).", claims(exp=float("nan"))),
     Attack("M25", "id_token.iat", "An ID Token without iat.", claims(iat=REMOVE)),
+    Attack("M25", "id_token.iat", "An iat below zero.", claims(iat=-1)),
     Attack("M25", "id_token.iat", "An iat that is true.", claims(iat=True)),
     Attack(
         "M25",

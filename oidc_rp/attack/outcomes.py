@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urljoin
 
 from .. import conf
 from ..protocol import jose
@@ -12,11 +13,22 @@ from ..testing import SigningKey
 from ..testing.browser import Response
 from .attacks import ATTACKS
 from .stage import ELSEWHERE, LeadsElsewhere, Scene, refusal_code, scene_of, unheard
-from .walks import SESSION_ENDED, SIGNED_IN, TOKEN_GIVEN, Attack
+from .walks import (
+    SENT_AWAY,
+    SESSION_ENDED,
+    SIGNED_IN,
+    STRANGER,
+    TAKEN_OVER,
+    TOKEN_GIVEN,
+    WITHOUT_REFUSAL,
+    Attack,
+)
 
 REFUSED, GOT_THROUGH, FAILED = "REFUSED", "GOT THROUGH", "FAILED"
 REFUSED_OTHERWISE = "REFUSED OTHERWISE"
 """By another check than the one that it is aimed at: of that one it proves nothing."""
+CAME_TO_NOTHING = "CAME TO NOTHING"
+"""Without a refusal, where none need be: the attack has not reached its goal."""
 
 
 class NotProven(Exception):
@@ -44,15 +56,24 @@ class Outcome:
             return GOT_THROUGH
         if self.failed:
             return FAILED
-        return REFUSED if self.code == self.expected else REFUSED_OTHERWISE
+        if not self.code:
+            return CAME_TO_NOTHING
+        is_expected = self.expected in (self.code, self.code.partition(".")[0])
+        return REFUSED if is_expected else REFUSED_OTHERWISE
+
+    @property
+    def withstood(self) -> bool:
+        """Whether the site is proof against it."""
+        return self.verdict in (REFUSED, CAME_TO_NOTHING)
 
     @property
     def told(self) -> str:
         """The verdict in one line."""
         if problem := self.got_through or self.failed:
             return f"{self.verdict}: {problem}"
-        instead = "" if self.verdict == REFUSED else f", not by {self.expected}"
-        return f"{self.verdict} by {self.code}{instead}"
+        by = f" by {self.code}" if self.code else ""
+        instead = "" if self.withstood else f", not by {self.expected or 'any'}"
+        return f"{self.verdict}{by}{instead}"
 
 
 def run(slug: str, claims: Mapping[str, Any] | None = None) -> Iterator[Outcome]:
@@ -110,20 +131,38 @@ def _attempt(
 def _judged(attack: Attack, scene: Scene, response: Response) -> Outcome:
     code, status = refusal_code(scene, response), response.status_code
     outcome = Outcome(attack, attack.code_at(scene.provider), code)
-    through = _got_through(attack, scene)
-    if through or status < 400:
+    if through := _got_through(attack, scene, response):
+        return replace(outcome, got_through=through)
+    if status < 400 and attack.goal in WITHOUT_REFUSAL:
+        return outcome
+    if status < 400:
         done = attack.goal if attack.goal == TOKEN_GIVEN else f"HTTP {status}"
-        return replace(outcome, got_through=through or done)
+        return replace(outcome, got_through=done)
     if status >= 500:
         return replace(outcome, failed=f"HTTP {status}")
     return outcome if code else replace(outcome, failed=f"HTTP {status} without a code")
 
 
-def _got_through(attack: Attack, scene: Scene) -> str:
-    if attack.goal == SESSION_ENDED:
-        return "" if scene.has_open_session() else SESSION_ENDED
-    if attack.goal == SIGNED_IN and scene.is_signed_in():
-        return SIGNED_IN
+def _got_through(attack: Attack, scene: Scene, response: Response) -> str:
+    if _is_reached(attack.goal, scene, response):
+        return attack.goal
     if any(scene.op.calls(name) for name in (ELSEWHERE, *attack.untouched)):
         return "a request went where none belongs"
     return ""
+
+
+def _is_reached(goal: str, scene: Scene, response: Response) -> bool:
+    """Whether it can be seen that it is; of a token, only what the last step answered tells."""
+    if goal == SESSION_ENDED:
+        return not scene.has_open_session()
+    if goal == SIGNED_IN:
+        return scene.is_signed_in()
+    if goal == TAKEN_OVER:
+        return scene.is_taken_over()
+    return goal == SENT_AWAY and _leads_to(response, STRANGER)
+
+
+def _leads_to(response: Response, origin: str) -> bool:
+    """Whether a browser would follow it there from a page of a site."""
+    place = urljoin("https://site.invalid/", str(response.headers.get("Location", "")))
+    return place.startswith(f"{origin}/")

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import django
 from django.conf import settings
-from django.contrib.auth import SESSION_KEY
+from django.contrib.auth import REDIRECT_FIELD_NAME, SESSION_KEY, get_user_model
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
 from django.core.cache import caches
 from django.core.signals import got_request_exception
@@ -44,12 +44,17 @@ class LeadsElsewhere(Exception):
     """The site's login leads to another place than the OP; the message is its URL, no query."""
 
 
+class NobodySignedIn(Exception):
+    """An attack that begins with an honest sign-in has not begun."""
+
+
 @dataclass
 class Scene:
     """One OP, one provider of the project that is moved there, and the browser of one person.
 
     iss: what the OP's tokens say. other_slug: another provider of the site, for mix-ups.
-    refusals: the codes of what the last step was refused by.
+    refusals: the codes of what the last step was refused by. victim: the user whose account an
+    attack is after, if that is what it is after.
     """
 
     provider: conf.Provider
@@ -58,20 +63,22 @@ class Scene:
     other_slug: str
     browser: Browser = field(default_factory=lambda: new_browser())
     refusals: list[str] = field(default_factory=list)
+    victim: Any = None
 
     @property
     def alg(self) -> str:
         return self.op.signing_alg
 
-    def begin(self, browser: Browser | None = None) -> Response:
+    def begin(self, browser: Browser | None = None, next_url: str = "") -> Response:
         """Press the button; return what the site answers: the way to the OP, or a refusal."""
         self.refusals.clear()
         url = reverse("oidc_rp:login", args=[self.provider.slug])
-        return (browser or self.browser).client.get(url)
+        query = {REDIRECT_FIELD_NAME: next_url} if next_url else {}
+        return (browser or self.browser).client.get(url, query)
 
-    def answered(self, browser: Browser | None = None) -> Callback:
+    def answered(self, browser: Browser | None = None, next_url: str = "") -> Callback:
         """Return the OP's honest answer to a login that begins now."""
-        return self._at_the_op(self.begin(browser))
+        return self._at_the_op(self.begin(browser, next_url))
 
     def come_back(self, callback: Callback, browser: Browser | None = None) -> Response:
         """Bring an answer to the site, in this browser from now on."""
@@ -105,15 +112,16 @@ class Scene:
 
     def ask_for_token(self) -> HttpResponse:
         """Ask in a view of the site's for an access token, when the one that is kept has ended."""
-        expire_tokens(self._person())
-        return self._answered_by(lambda: api.access_token(self._person(), self.provider.slug))
+        expire_tokens(self.person())
+        return self._answered_by(lambda: api.access_token(self.person(), self.provider.slug))
 
     def call(self, url: str) -> HttpResponse:
         """Call an API in a view of the site's."""
-        calls = api.session_for(self._person(), self.provider.slug)
+        calls = api.session_for(self.person(), self.provider.slug)
         return self._answered_by(lambda: calls.get(url, timeout=5))
 
-    def _person(self) -> Any:
+    def person(self) -> Any:
+        """The user of this site who is the OP's person."""
         return Identity.objects.get(iss=self.iss, sub=self.op.person["sub"]).user
 
     def _answered_by(self, step: Callable[[], Any]) -> HttpResponse:
@@ -127,8 +135,25 @@ class Scene:
 
     def is_signed_in(self) -> bool:
         """Whether this browser's session is somebody's."""
+        return self._user_key() is not None
+
+    def user(self) -> Any:
+        """The user whose session this browser's is. Raises NobodySignedIn."""
+        key, model = self._user_key(), get_user_model()
+        if key is None:
+            raise NobodySignedIn
+        return model._base_manager.get(pk=model._meta.pk.to_python(key))
+
+    def is_taken_over(self) -> bool:
+        """Whether the victim's account is open to the OP's person: now, or the next time."""
+        theirs = Identity.objects.filter(user=self.victim, sub=self.op.person["sub"])
+        return theirs.exists() or (self.is_signed_in() and self.user() == self.victim)
+
+    def _user_key(self) -> Any:
         client = self.browser.client
-        return settings.SESSION_COOKIE_NAME in client.cookies and SESSION_KEY in client.session
+        if settings.SESSION_COOKIE_NAME not in client.cookies:
+            return None
+        return client.session.get(SESSION_KEY)
 
     def has_open_session(self) -> bool:
         """Whether nobody has ended the session that began at this OP."""

@@ -25,9 +25,14 @@ SOMEBODY_ELSE = "somebody else"
 HOUR = 3600
 TWO_MEGABYTES = 2 << 20
 
-
 SIGNED_IN, SESSION_ENDED = "somebody is signed in", "a session has ended"
 TOKEN_GIVEN = "a token was given out"  # noqa: S105 - what an attack is after
+TAKEN_OVER = "somebody else's account was taken over"
+SENT_AWAY = "the browser was sent to another site"
+
+WITHOUT_REFUSAL = frozenset({TAKEN_OVER, SENT_AWAY})
+"""Goals that an attack may miss without a refusal: the stranger is somebody new, the browser
+stays here."""
 
 
 def always(provider: Provider) -> bool:
@@ -38,10 +43,11 @@ def always(provider: Provider) -> bool:
 class Attack:
     """One way to break a promise.
 
-    code: what the check refuses it by that it is aimed at, and no other; where that depends on the
-    provider, a function of it. attempt: makes it, and returns the site's last answer. goal: what
-    has come of it where it gets through. fits: whether it is one for this provider. options: over
-    the provider's own. untouched: endpoints that nobody may ask.
+    code: what the check refuses it by that it is aimed at, and no other; "account" is any of the
+    account.* codes, "" none; where it depends on the provider, a function of it. attempt: makes
+    it, and returns the site's last answer. goal: what has come of it where it gets through. fits:
+    whether it is one for this provider. options: over the provider's own. untouched: endpoints that
+    nobody may ask.
     """
 
     promise: str
@@ -138,6 +144,16 @@ def metadata(**changes: Any) -> Attempt:
 
     def attempt(scene: Scene) -> Response:
         scene.op.metadata |= changes
+        return scene.sign_in()
+
+    return attempt
+
+
+def person(**changes: Any) -> Attempt:
+    """Sign in as somebody of whom the OP says so."""
+
+    def attempt(scene: Scene) -> Response:
+        scene.op.person |= changes
         return scene.sign_in()
 
     return attempt

@@ -13,7 +13,7 @@ from django.urls import NoReverseMatch
 
 from ... import conf, grants
 from ...attack import NotProven, Outcome, run
-from ...attack.outcomes import REFUSED, REFUSED_OTHERWISE
+from ...attack.outcomes import CAME_TO_NOTHING, REFUSED, REFUSED_OTHERWISE
 from ...errors import ConfigurationError
 from ..tables import require_tables
 
@@ -81,7 +81,7 @@ class Command(BaseCommand):
         return outcomes
 
     def _tell(self, outcome: Outcome) -> None:
-        style = self.style.SUCCESS if outcome.verdict == REFUSED else self.style.ERROR
+        style = self.style.SUCCESS if outcome.withstood else self.style.ERROR
         attack, told = outcome.attack, style(outcome.told.ljust(38))
         self.stdout.write(f"{attack.promise:<5} {told} {attack.sentence}")
 
@@ -112,15 +112,16 @@ def _why_unusable(slug: Any) -> str:
 
 def _summary(outcomes: list[Outcome]) -> str:
     count = Counter(outcome.verdict for outcome in outcomes)
-    otherwise = f", {count[REFUSED_OTHERWISE]:,} otherwise" if count[REFUSED_OTHERWISE] else ""
-    return f"{count[REFUSED]:,} of {len(outcomes):,} attacks refused{otherwise}."
+    others = {REFUSED_OTHERWISE: "otherwise", CAME_TO_NOTHING: "came to nothing"}
+    more = "".join(f", {count[name]:,} {told}" for name, told in others.items() if count[name])
+    return f"{count[REFUSED]:,} of {len(outcomes):,} attacks refused{more}."
 
 
 def _problems(outcomes: Iterable[Outcome]) -> list[str]:
     """A sentence about what was not refused, and one about what proves nothing."""
     count = Counter(outcome.verdict for outcome in outcomes)
     otherwise = count.pop(REFUSED_OTHERWISE, 0)
-    through = count.total() - count[REFUSED]
+    through = count.total() - count[REFUSED] - count[CAME_TO_NOTHING]
     not_refused = f"{_attacks(through)} not refused."
     of_no_proof = f"{_attacks(otherwise)} refused otherwise, which proves nothing."
     return [not_refused] * bool(through) + [of_no_proof] * bool(otherwise)
@@ -141,10 +142,12 @@ def _claims(text: str) -> dict[str, Any]:
 
 
 def _as_json(slug: str, outcomes: list[Outcome]) -> dict[str, Any]:
+    count = Counter(outcome.verdict for outcome in outcomes)
     return {
         "provider": slug,
-        "refused": sum(outcome.verdict == REFUSED for outcome in outcomes),
-        "refused_otherwise": sum(outcome.verdict == REFUSED_OTHERWISE for outcome in outcomes),
+        "refused": count[REFUSED],
+        "refused_otherwise": count[REFUSED_OTHERWISE],
+        "came_to_nothing": count[CAME_TO_NOTHING],
         "attacks": [
             {
                 "promise": outcome.attack.promise,
