@@ -267,10 +267,19 @@ def _callable_mistakes(providers: Any) -> Iterator[Mistake]:
     if isinstance(providers, dict):
         given = {f"{where}[{slug!r}]": options for slug, options in providers.items()}
     for name, value in given.items():
-        try:
-            isinstance(value, dict) or conf.read_callable(value)
-        except ValueError as error:
-            yield Mistake("E012", f"{name} should be a dict, {error}.", hint)
+        if not isinstance(value, dict) and (problem := _callable_problem(value)):
+            yield Mistake("E012", f"{name} {problem}.", hint)
+
+
+def _callable_problem(value: Any) -> str:
+    """Why nothing can be called here; it is imported, and not called."""
+    try:
+        conf.read_callable(value)
+    except ValueError as error:
+        return f"should be a dict, {error}"
+    except Exception as error:  # noqa: BLE001 - a module of the site may raise anything
+        return f"names a module that raises {type(error).__name__}"
+    return ""
 
 
 def _token_key_mistakes(keys: Any) -> Iterator[Mistake]:
@@ -484,8 +493,11 @@ def _session_messages() -> Iterator[CheckMessage]:
         message = f"Nobody can have a session: SESSION_ENGINE {engine!r} {problem}."
         yield Error(message, hint=hint, id="oidc_rp.E025")
     if type(age) not in (int, float) or not age > 0:
-        hint = "Write seconds, more than 0: no session lasts until the browser is back from the OP."
-        yield Error(f"SESSION_COOKIE_AGE is {age!r}.", hint=hint, id="oidc_rp.E028")
+        hint = (
+            "Write seconds, more than 0: sessions have to last until browsers are back from the OP."
+        )
+        message = f"Nobody can have a session: SESSION_COOKIE_AGE is {age!r}."
+        yield Error(message, hint=hint, id="oidc_rp.E028")
 
 
 _SESSION_ENGINES = [
@@ -528,8 +540,10 @@ def _broken_cache_messages() -> Iterator[CheckMessage]:
 def _cache_problem(alias: str) -> str:
     try:
         caches[alias]
-    except (ImproperlyConfigured, ImportError, KeyError) as error:
-        return f"{type(error).__name__}, {str(error).rstrip('.')}"
+    except (ImproperlyConfigured, ImportError) as error:
+        return str(error).rstrip(".")
+    except KeyError as error:
+        return f"its entry lacks {error}"
     return ""
 
 

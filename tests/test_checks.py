@@ -187,6 +187,18 @@ def test_checks_call_no_callable(settings: Settings, providers: Any) -> None:
     assert found() == {}
 
 
+def test_a_module_that_cannot_be_imported_is_told(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it raises, which may hold a secret; `check` goes on, and the doctor, too."""
+    (tmp_path / "broken_tenants.py").write_text("raise LookupError('s3cret')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for providers in ("broken_tenants.providers", {"op": "broken_tenants.providers"}):
+        settings.OIDC_RP = {"PROVIDERS": providers}
+        assert list(found()) == ["E012"]
+        assert found()["E012"].msg.endswith("names a module that raises LookupError.")
+
+
 # What is around it
 
 MIDDLEWARE = "django.contrib.{}.middleware.{}Middleware"
@@ -417,7 +429,7 @@ MISSPELT = {"BACKEND": "django.core.cache.backends.locmem.LocMemCacheX"}
     [
         ({"default": CACHE}, "nope", "'nope' doesn't exist."),
         ({"default": CACHE, "nope": MISSPELT}, "nope", "Could not find backend"),
-        ({"default": CACHE, "nope": {}}, "nope", "BACKEND"),
+        ({"default": CACHE, "nope": {}}, "nope", "its entry lacks 'BACKEND'."),
         ({"default": MISSPELT, "nope": CACHE}, "nope", "The cache 'default' cannot be used"),
         ({"default": MISSPELT}, "default", "Could not find backend"),
         ({"nope": CACHE}, "nope", "The cache 'default' cannot be used"),

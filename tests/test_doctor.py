@@ -941,16 +941,21 @@ def test_whatever_they_come_from_providers_are_judged_alike(
         (list, "its callable returns a list, which is no dict."),
         (5, "neither a dict nor a callable"),
         ("no.such.callable", "neither a dict nor a callable"),
+        ("broken_tenants.providers", "neither a dict nor a callable that can be imported"),
     ],
 )
 def test_options_that_cannot_be_had(
     settings: Settings,
     op: OpenIDProvider,
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     options: Any,
     told: str,
 ) -> None:
     """What is wrong is told without what may be a secret; nothing is logged, and all goes on."""
+    (tmp_path / "broken_tenants.py").write_text("raise LookupError('s3cret')")
+    monkeypatch.syspath_prepend(tmp_path)
     providers = {"bad": options, "op": testing.provider_options(op)}
     settings.OIDC_RP = {"PROVIDERS": lambda: providers}
     assert told in the_one("doctor.provider", provider="bad").what
