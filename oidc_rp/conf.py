@@ -544,9 +544,10 @@ def _metadata_mistakes(provider: Provider, where: str) -> Iterator[Mistake]:
         )
     except InvalidResponse as error:
         yield Mistake("E013", f"{where}['METADATA'] is refused: {error}.", hint)
-    by_key = provider.id_token_signed_response_alg not in jose.HMAC_ALGORITHMS
+    algs = {provider.id_token_signed_response_alg, provider.userinfo_signed_response_alg or "HS256"}
+    by_key = bool(algs - jose.HMAC_ALGORITHMS)
     if endpoints <= set(provider.metadata) and by_key and not provider.metadata.get("jwks_uri"):
-        hint = "Add it: with both endpoints here nothing is discovered, and ID Tokens need keys."
+        hint = "Add it: with both endpoints here nothing is discovered, and signatures need keys."
         yield Mistake("E013", f"{where}['METADATA'] lacks 'jwks_uri'.", hint)
 
 

@@ -262,6 +262,15 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("E013", {"METADATA": {"issuer": "https://other.example"}}),
     ("E013", {"METADATA": {"id_token_signing_alg_values_supported": "RS256"}}),
     ("E013", {"METADATA": ENDPOINTS | {"jwks_uri": None}}),
+    (
+        "E013",
+        {
+            "METADATA": ENDPOINTS | {"jwks_uri": None},
+            "CLIENT_SECRET": "s" * 32,
+            "ID_TOKEN_SIGNED_RESPONSE_ALG": "HS256",
+            "USERINFO_SIGNED_RESPONSE_ALG": "RS256",
+        },
+    ),
     ("E014", {"AUTHORIZATION_PARAMS": {"state": "mine"}}),
     ("E014", {"AUTHORIZATION_PARAMS": {"redirect_uri": "https://rp.example/"}}),
     ("E015", {"ISSUER": "https://op.example/{tenantid}"}),
