@@ -316,7 +316,8 @@ class LogoutMark(models.Model):
     login which was under way comes too late (M57, M60).
 
     subject: a digest of what was logged out, see session_index.py. jti: a digest of the logout
-    token's (iss, jti), None for a logout of our own. done_at: when all its sessions had ended.
+    token's (iss, jti); for a logout of our own None, or one of the browser whose logins are spared.
+    done_at: when all its sessions had ended.
     """
 
     id = _record_id()

@@ -31,7 +31,7 @@ from oidc_rp.models import (
 from oidc_rp.protocol.token_endpoint import read_token_response
 from oidc_rp.protocol.tokens import RefreshToken
 from oidc_rp.sealing import generate_key, key_id, key_ring
-from oidc_rp.testing import OpenIDProvider, first, reset
+from oidc_rp.testing import Browser, OpenIDProvider, first, reset
 from oidc_rp.upkeep import Pruned, Renewals, Shard
 from tests.conftest import Configure
 
@@ -564,6 +564,25 @@ def test_M58_each_choice_lists_and_ends_its_own(
     events = Event.objects.filter(name="session_ended")
     assert {(event.code, event.actor) for event in events} == {("logout", "oidc_sessions")}
     assert sessions(option, value, "--end") == "0 sessions ended.\n"
+
+
+@pytest.mark.parametrize("option", ["--user", "--sub"])
+def test_M60_ending_a_persons_sessions_beats_a_login_in_flight(
+    configure: Configure, op: OpenIDProvider, option: str
+) -> None:
+    """Nobody else's, and none that begins afterwards."""
+    configure()
+    here, in_flight, stranger = Browser(), Browser(), Browser()
+    here.sign_in("op")
+    user, sub = User.objects.get().username, op.person["sub"]
+    callback = in_flight.visit_op(in_flight.start("op"))
+    op.person["sub"] = "stranger"
+    of_a_stranger = stranger.visit_op(stranger.start("op"))
+    assert sessions(option, user if option == "--user" else sub, "--end") == "1 sessions ended.\n"
+    assert in_flight.come_back(callback).context["code"] == "session.ended"
+    assert stranger.come_back(of_a_stranger).status_code == 302
+    op.person["sub"] = sub
+    assert in_flight.sign_in("op").status_code == 302
 
 
 def test_M58_choices_are_taken_together(begin: Begin) -> None:

@@ -1,5 +1,6 @@
 """List the browser sessions that began at an OpenID Provider, and end them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -8,6 +9,7 @@ from django.core.management import BaseCommand, CommandError, CommandParser
 
 from ... import closing, grants, session_index, session_store
 from ...devices import browser_of, system_of
+from ...models import Identity
 from ..tables import require_tables
 
 ALL_AT_ONCE = "Name whose sessions to end: --user, --sub, --sid, --provider, --session, or --all."
@@ -17,7 +19,7 @@ class Command(BaseCommand):
     """List sessions, the latest first: id, user, provider, sid, signed in, last seen, browser.
 
     With --end those that are listed are signed out, on every session engine, and what was granted
-    to them alone is revoked.
+    to them alone is revoked; of a person (--user, --sub) also who is on the way in.
     """
 
     help = "List the browser sessions that began at an OpenID Provider, and end them."
@@ -47,6 +49,7 @@ class Command(BaseCommand):
         elif not given and not options["all"]:
             raise CommandError(ALL_AT_ONCE)
         else:
+            session_index.mark_people(_people(given))
             ended = self._end(rows)
             self.stdout.write(f"{ended:,} sessions ended.")
 
@@ -86,6 +89,19 @@ class Command(BaseCommand):
             one_page = session_index.rows().filter(pk__in=page)
             ended += closing.end_sessions(one_page, grants.LOGOUT, actor="oidc_sessions")
         return ended
+
+
+def _people(given: dict[str, str]) -> Iterator[Identity]:
+    """Those whose every session is meant: a login of theirs that is under way comes too late."""
+    by_person = given.keys() & {"user", "sub"}
+    if not by_person or given.keys() & {"sid", "session"}:
+        return
+    by_name = f"user__{get_user_model().USERNAME_FIELD}"
+    fields = {"user": by_name, "sub": "sub", "provider": "provider"}
+    rows = Identity.objects.using(grants.database())
+    for one in rows.filter(**{fields[name]: value for name, value in given.items()}):
+        if given.get("sub", one.sub) == one.sub:  # whatever the database's collation says
+            yield one
 
 
 def _cells(row: Any) -> list[str]:
