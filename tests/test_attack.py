@@ -35,6 +35,7 @@ from oidc_rp.sealing import generate_key
 from oidc_rp.signals import login_failed, signed_in
 from oidc_rp.testing import OpenIDProvider, SigningKey
 from oidc_rp.testing.signing import decode_jws
+from oidc_rp.views import CallbackView
 from tests.conftest import Configure
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -48,6 +49,13 @@ def sign_anybody_in(request: HttpRequest, slug: str) -> HttpResponse:
     person, _ = get_user_model().objects.get_or_create(username="anybody")
     login(request, person, backend="django.contrib.auth.backends.ModelBackend")
     return HttpResponse("welcome")
+
+
+def turn_away(request: HttpRequest, slug: str) -> HttpResponse:
+    """A callback that signs in the first who comes, and sends the others home without a word."""
+    if get_user_model().objects.exists():
+        return redirect("/sorry/")
+    return CallbackView.as_view()(request, slug=slug)
 
 
 def fall_over(request: HttpRequest, slug: str) -> HttpResponse:
@@ -322,6 +330,14 @@ def test_M33_whom_nobody_can_tell_is_no_victim(settings: Settings) -> None:
     assert verdicts(run("own"), "M33") == [f"{FAILED}: NobodySignedIn"] * 3
 
 
+def test_M33_whoever_is_sent_home_without_a_code_has_proven_nothing(settings: Settings) -> None:
+    """Neither was the stranger refused, nor did they become somebody new."""
+    settings.ROOT_URLCONF = Replaced("callback", turn_away)
+    found = list(run("own"))
+    assert verdicts(found, "M33") == [f"{FAILED}: HTTP 302 without a code"] * 3
+    assert verdicts(found, "M12") == ["CAME TO NOTHING"] * 2
+
+
 def test_M33_an_unverified_address_links_nobody_where_verified_ones_do(settings: Settings) -> None:
     """And a verified one needs its owner's own sign-in here."""
     options(settings, DANGEROUSLY_LINK_BY_EMAIL="tests.test_attack.is_verified")
@@ -349,6 +365,14 @@ def test_M12_a_redirect_to_another_site_is_found_out(settings: Settings) -> None
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "tests.test_attack.send_on"]
     sent_away = f"{GOT_THROUGH}: the browser was sent to another site"
     assert verdicts(run("own"), "M12") == [sent_away] * 2
+
+
+def test_M12_a_refusal_that_nothing_asks_for_is_another() -> None:
+    """The login is honest: whatever refuses it has not looked at `next`."""
+    to_another_site = next(attack for attack in ATTACKS if attack.promise == "M12")
+    assert Outcome(to_another_site, "", "state.unknown").told == (
+        f"{REFUSED_OTHERWISE} by state.unknown"
+    )
 
 
 def test_a_logout_token_without_a_verified_signature_is_found_out(settings: Settings) -> None:

@@ -24,7 +24,8 @@ from .walks import TAKEN_OVER, TOKEN_GIVEN, Attack, Attempt, person
 UNVERIFIED = {"email_verified": False, "xms_edov": False}
 UNSAID = dict.fromkeys(UNVERIFIED)
 VERIFIED = {"email_verified": True, "xms_edov": True, "oid": "oidc-attack"}
-"""As the OP says it, and as Entra does, where each tenant writes what it likes (M34)."""
+"""As the OP says it, and as Entra does, where each tenant writes what it likes (M34). Null says
+nothing."""
 
 
 def _stranger(likeness: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]) -> Attempt:

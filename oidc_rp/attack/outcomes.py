@@ -72,7 +72,7 @@ class Outcome:
         if problem := self.got_through or self.failed:
             return f"{self.verdict}: {problem}"
         by = f" by {self.code}" if self.code else ""
-        instead = "" if self.withstood else f", not by {self.expected or 'any'}"
+        instead = f", not by {self.expected}" if self.expected and not self.withstood else ""
         return f"{self.verdict}{by}{instead}"
 
 
@@ -133,14 +133,15 @@ def _judged(attack: Attack, scene: Scene, response: Response) -> Outcome:
     outcome = Outcome(attack, attack.code_at(scene.provider), code)
     if through := _got_through(attack, scene, response):
         return replace(outcome, got_through=through)
-    if status < 400 and attack.goal in WITHOUT_REFUSAL:
-        return outcome
-    if status < 400:
+    need_not_refuse = attack.goal in WITHOUT_REFUSAL
+    if status < 400 and not need_not_refuse:
         done = attack.goal if attack.goal == TOKEN_GIVEN else f"HTTP {status}"
         return replace(outcome, got_through=done)
     if status >= 500:
         return replace(outcome, failed=f"HTTP {status}")
-    return outcome if code else replace(outcome, failed=f"HTTP {status} without a code")
+    if code or (need_not_refuse and scene.is_signed_in()):
+        return outcome
+    return replace(outcome, failed=f"HTTP {status} without a code")
 
 
 def _got_through(attack: Attack, scene: Scene, response: Response) -> str:

@@ -112,16 +112,15 @@ class Scene:
 
     def ask_for_token(self) -> HttpResponse:
         """Ask in a view of the site's for an access token, when the one that is kept has ended."""
-        expire_tokens(self.person())
-        return self._answered_by(lambda: api.access_token(self.person(), self.provider.slug))
+        expire_tokens(self._person())
+        return self._answered_by(lambda: api.access_token(self._person(), self.provider.slug))
 
     def call(self, url: str) -> HttpResponse:
         """Call an API in a view of the site's."""
-        calls = api.session_for(self.person(), self.provider.slug)
+        calls = api.session_for(self._person(), self.provider.slug)
         return self._answered_by(lambda: calls.get(url, timeout=5))
 
-    def person(self) -> Any:
-        """The user of this site who is the OP's person."""
+    def _person(self) -> Any:
         return Identity.objects.get(iss=self.iss, sub=self.op.person["sub"]).user
 
     def _answered_by(self, step: Callable[[], Any]) -> HttpResponse:
