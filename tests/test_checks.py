@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.sessions.backends.file import SessionStore as FileSessionStore
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.checks import CheckMessage, Tags, run_checks
 from django.db import connection
@@ -400,8 +401,12 @@ def test_a_cookie_that_its_name_keeps_from_browsers_is_told(
         ("", "Take one of Django's, and add its app."),
     ],
 )
-def test_sessions_that_nobody_can_have_are_told(settings: Settings, engine: str, hint: str) -> None:
+def test_sessions_that_nobody_can_have_are_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, engine: str, hint: str
+) -> None:
     """Else `check` is content, and the site falls over when it is served."""
+    # Django remembers a folder that another test had.
+    monkeypatch.delattr(FileSessionStore, "_storage_path", raising=False)
     settings.OIDC_RP = one()
     settings.SESSION_ENGINE = engine
     settings.SESSION_FILE_PATH = "/no/such/place"
