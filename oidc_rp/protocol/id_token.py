@@ -110,14 +110,18 @@ def check_at_hash(id_token: IdTokenClaims, access_token: AccessToken) -> None:
 
 def check_refreshed_id_token(refreshed: IdTokenClaims, original: IdTokenClaims) -> None:
     """Check that an ID Token from a refresh speaks of the same sign-in (Core §12.2)."""
-    for name in ("iss", "sub", "aud"):
+    for name in ("iss", "sub"):
         before, after = getattr(original, name), getattr(refreshed, name)
         if after != before:
             raise InvalidIdToken(name, "changed at the refresh", expected=before, received=after)
+    if {*refreshed.aud} != {*original.aud}:
+        before, after = original.aud, refreshed.aud
+        raise InvalidIdToken("aud", "changed at the refresh", expected=before, received=after)
     if refreshed.claims.get("azp") != original.claims.get("azp"):
         raise InvalidIdToken("azp", "came or went at the refresh")
     for name in ("auth_time", "nonce"):
-        if name in refreshed.claims and refreshed.claims[name] != original.claims.get(name):
+        told = refreshed.claims.get(name)  # null says nothing
+        if told is not None and told != original.claims.get(name):
             raise InvalidIdToken(name, "changed at the refresh")
 
 
@@ -128,7 +132,8 @@ def lasting_claims(original: IdTokenClaims) -> dict[str, Any]:
     """
     claims = original.claims
     lasting = {"aud": list(original.aud), "azp": claims.get("azp"), "nonce": claims.get("nonce")}
-    return lasting | {"auth_time": claims["auth_time"]} if "auth_time" in claims else lasting
+    auth_time = claims.get("auth_time")
+    return lasting if auth_time is None else lasting | {"auth_time": auth_time}
 
 
 def check_aud(
