@@ -21,6 +21,8 @@ logger = logging.getLogger("oidc_rp")
 
 T = TypeVar("T")
 
+_REFUSED = (DatabaseError, InterfaceError)
+
 AT_ONCE = 100
 """The most identities that one action is for: an OP may have to be asked for each of them."""
 
@@ -51,9 +53,17 @@ class Action:
 
 
 def _end_sessions(identities: Sequence[Identity], actor: str) -> list[Told]:
-    done, refused = _for_each(
-        identities, lambda one: closing.sign_out([one], grants.LOGOUT, actor=actor)
-    )
+    """Of all at once; of one after the other where the database refuses that."""
+
+    def end(these: Sequence[Identity]) -> int:
+        return closing.sign_out(these, grants.LOGOUT, actor=actor)
+
+    refused: list[Told] = []
+    try:
+        with _savepoint():
+            done = [end(identities)]
+    except _REFUSED:
+        done, refused = _for_each(identities, lambda one: end([one]))
     text = ngettext("%(count)d session ended.", "%(count)d sessions ended.", sum(done))
     return [*_counted(text, done, refused), *refused]
 
@@ -141,7 +151,7 @@ def _for_each(items: Iterable[Any], act: Callable[[Any], T]) -> tuple[list[T], l
         try:
             with _savepoint():
                 done.append(act(item))
-        except (DatabaseError, InterfaceError) as error:
+        except _REFUSED as error:
             logger.exception("admin: the database refused it: %s", names["what"])
             names["why"] = type(error).__name__
             text = _("The database refused it: %(what)s, %(why)s.") % names

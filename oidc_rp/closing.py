@@ -106,21 +106,19 @@ def sign_out(
 
     but: the id of the row of a session that goes on. spared: its browser, whose logins go on as
     well; see session_index.mark_people(). Returns how many have ended now.
+
+    Beside a transaction of the caller's: logins see the mark before that is over, and sessions that
+    are younger than what it sees end as well. On SQLite nobody else writes until then.
     """
-    _for_all_to_see(lambda: session_index.mark_people(people, spared))
-    theirs = session_index.rows().filter(identity__in=[one.pk for one in people]).exclude(pk=but)
-    return end_sessions(theirs, reason, actor=actor)
 
+    def work() -> int:
+        session_index.mark_people(people, spared)
+        theirs = session_index.rows().filter(identity__in=[one.pk for one in people])
+        return end_sessions(theirs.exclude(pk=but), reason, actor=actor)
 
-def _for_all_to_see(write: Callable[[], None]) -> None:
-    """Write what others have to see before a transaction of the caller's is over. On SQLite nobody
-    else writes until then, and so there is nothing that they could miss."""
     alias = grants.database()
     alone = must_share(alias) or connections[alias].vendor == "sqlite"
-    if caller_may_roll_back(alias) and not alone:
-        detached(write).result()
-    else:
-        write()
+    return work() if alone or not caller_may_roll_back(alias) else detached(work).result()
 
 
 _AT_ONCE = 1000

@@ -17,8 +17,8 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from pytest_django import Settings
 
-from oidc_rp import closing, own_connection, session_index
-from oidc_rp.models import Event, Session
+from oidc_rp import closing, grants, own_connection, session_index
+from oidc_rp.models import Event, Identity, Session
 from oidc_rp.sessions import row_of
 from oidc_rp.testing import REMOVE, OpenIDProvider
 from oidc_rp.testing.browser import Browser, Response
@@ -371,6 +371,25 @@ def test_M60_a_logout_beats_a_login_in_flight(
     assert response.status_code == 403
     assert response.context["code"] == "session.ended"
     assert (who(browser), rows()) == ("", set())
+
+
+@needs_row_locks
+def test_M60_a_session_that_the_caller_cannot_see_yet_ends_as_well(
+    op: OpenIDProvider, site: Site, browser: Browser
+) -> None:
+    """An operator's transaction is older than it (REPEATABLE READ)."""
+    browser.sign_in("op")
+    one, late = Identity.objects.get(), Browser()
+    callback = late.visit_op(late.start("op"))
+    with transaction.atomic():
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        assert Session.objects.count() == 1
+        assert at_once(lambda: late.come_back(callback).status_code) == [302]
+        assert Session.objects.count() == (1 if connection.vendor == "postgresql" else 2)
+        assert closing.sign_out([one], grants.LOGOUT) == 2
+    assert (who(browser), who(late), rows()) == ("", "", set())
 
 
 def test_M60_logins_and_logouts_in_any_order(
