@@ -27,9 +27,17 @@ from typing import Any
 
 def url_without_secrets(url: str) -> str:
     """A URL without what may be a password: before its host, in its query or its fragment."""
+    return _without_query(_without_password(url))
+
+
+def _without_password(url: str) -> str:
     before, at, host = url.rpartition("@")
     scheme = before.partition("//")[0] + "//" if "//" in before else ""
-    return _QUERY_OR_FRAGMENT.sub(r"\1***", f"{scheme}***@{host}" if at else url)
+    return f"{scheme}***@{host}" if at else url
+
+
+def _without_query(url: str) -> str:
+    return _QUERY_OR_FRAGMENT.sub(r"\1***", url)
 
 
 _QUERY_OR_FRAGMENT = re.compile(r"([?#]).*", re.DOTALL)
@@ -38,8 +46,8 @@ _QUERY_OR_FRAGMENT = re.compile(r"([?#]).*", re.DOTALL)
 def _without_secrets(value: Any) -> Any:
     """The same, of every text in here that may be a URL, however it is nested."""
     if isinstance(value, str):
-        may_be = "//" in value or ":" in value.rpartition("@")[0]
-        return url_without_secrets(value) if may_be else value
+        may_be = "/" in value or ":" in value.rpartition("@")[0]  # no address of e-mail
+        return url_without_secrets(value) if may_be else _without_query(value)
     if isinstance(value, dict):
         return {_without_secrets(name): _without_secrets(item) for name, item in value.items()}
     for kind in (list, tuple, set, frozenset):

@@ -1,7 +1,6 @@
 """What an OP writes into its documents to have it in the log: passwords in URLs, and much of it."""
 
 import logging
-import time
 from typing import Any
 
 import pytest
@@ -22,6 +21,10 @@ PLANTED = [
     f"see https://u:{SECRET}@h/ and https://v:{SECRET}@h/",
     f"http://h/?key={SECRET}",
     f"http://h/#{SECRET}",
+    f"/token?client_secret={SECRET}",
+    f"https:/h/t?key={SECRET}",
+    f"h/t#{SECRET}",
+    f"{SECRET}@h/t",
     [f"https://u:{SECRET}@h/"],
     {"url": [{"at": f"https://u:{SECRET}@h/"}]},
     {f"https://u:{SECRET}@h/": 1},
@@ -82,7 +85,7 @@ def test_what_is_no_secret_is_told_as_it_is(value: Any) -> None:
 @pytest.mark.parametrize(
     "text", [":" * 1_000_000, "@" * 1_000_000, "?" * 1_000_000, ":@" * 500_000]
 )
-def test_a_long_text_costs_no_time(text: str) -> None:
-    start = time.monotonic()
-    OIDCError("some.code", received=[text] * 3)
-    assert time.monotonic() - start < 1
+def test_a_long_text_is_gone_through_once(text: str) -> None:
+    """Else the test does not come to its end."""
+    error = OIDCError("some.code", received=[text] * 3)
+    assert len(error.received) == 3  # type: ignore[arg-type]
