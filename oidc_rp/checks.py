@@ -358,7 +358,7 @@ def _backend_messages() -> Iterator[CheckMessage]:
 def _imported(path: str) -> Any:
     try:
         return import_string(path)
-    except ImportError:
+    except Exception:  # noqa: BLE001 - a module of the site may raise anything
         return None
 
 
@@ -515,8 +515,10 @@ def session_problem() -> str:
         return "has no SessionStore"
     except RuntimeError:
         return "keeps rows, and 'django.contrib.sessions' is not in INSTALLED_APPS"
-    except (ImproperlyConfigured, KeyError) as error:  # of a cache, or of SESSION_FILE_PATH
+    except ImproperlyConfigured as error:  # of a cache, or of SESSION_FILE_PATH
         return f"cannot be used: {str(error).rstrip('.')}"
+    except Exception as error:  # noqa: BLE001 - an engine of the site may raise anything
+        return f"raises {type(error).__name__}"
     return ""
 
 
@@ -538,12 +540,16 @@ def _broken_cache_messages() -> Iterator[CheckMessage]:
 
 
 def _cache_problem(alias: str) -> str:
+    if alias not in settings.CACHES:
+        return "there is none"
     try:
         caches[alias]
-    except (ImproperlyConfigured, ImportError) as error:
-        return str(error).rstrip(".")
+    except (ImproperlyConfigured, ImportError):
+        return "its BACKEND cannot be imported"  # nor shown: it may be a URL by mistake
     except KeyError as error:
         return f"its entry lacks {error}"
+    except Exception as error:  # noqa: BLE001 - a backend of the site may raise anything
+        return f"it raises {type(error).__name__}"
     return ""
 
 

@@ -397,7 +397,7 @@ def test_a_cookie_that_its_name_keeps_from_browsers_is_told(
         ("django.contrib.sessions.backends.databse", "backends.db'?"),
         ("django.contrib.sessions.backends.cachedb", "backends.cached_db'?"),
         ("django.contrib.sessions.backends.file", "Add what it needs, or take another"),
-        ("tests.test_checks", "Take one of Django's, and add its app."),
+        ("tests.test_conf", "Take one of Django's, and add its app."),
         ("", "Take one of Django's, and add its app."),
     ],
 )
@@ -432,11 +432,11 @@ MISSPELT = {"BACKEND": "django.core.cache.backends.locmem.LocMemCacheX"}
 @pytest.mark.parametrize(
     ("caches", "alias", "told"),
     [
-        ({"default": CACHE}, "nope", "'nope' doesn't exist."),
-        ({"default": CACHE, "nope": MISSPELT}, "nope", "Could not find backend"),
+        ({"default": CACHE}, "nope", "there is none"),
+        ({"default": CACHE, "nope": MISSPELT}, "nope", "its BACKEND cannot be imported"),
         ({"default": CACHE, "nope": {}}, "nope", "its entry lacks 'BACKEND'."),
         ({"default": MISSPELT, "nope": CACHE}, "nope", "The cache 'default' cannot be used"),
-        ({"default": MISSPELT}, "default", "Could not find backend"),
+        ({"default": MISSPELT}, "default", "its BACKEND cannot be imported"),
         ({"nope": CACHE}, "nope", "The cache 'default' cannot be used"),
     ],
 )
@@ -450,6 +450,34 @@ def test_a_cache_that_cannot_be_used_is_told(
     messages = check_installation()
     assert [message.id for message in messages] == ["oidc_rp.E026"]
     assert told in messages[0].msg
+
+
+class Unreachable:
+    """A session engine, or a cache, of a site that is not there yet."""
+
+    def __init__(self, *args: Any) -> None:
+        raise ConnectionError("redis://:hush@h/0")
+
+
+SessionStore = Unreachable
+
+
+def test_what_raises_is_told_by_its_kind_alone(settings: Settings) -> None:
+    """Whatever it raises, and not what it says, which may hold a password."""
+    settings.OIDC_RP = one()
+    settings.SESSION_ENGINE = "tests.test_checks"
+    assert found()["E025"].msg.endswith("raises ConnectionError.")
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
+    settings.CACHES = {"default": {"BACKEND": "tests.test_checks.Unreachable"}}
+    (message,) = check_installation()
+    assert message.msg == "The cache 'default' cannot be used: it raises ConnectionError."
+    settings.CACHES = {"default": {"BACKEND": "redis://:hush@h/0"}}
+    (message,) = check_installation()
+    assert "hush" not in message.msg
+    settings.CACHES = {"default": CACHE}
+    backends = settings.AUTHENTICATION_BACKENDS
+    settings.AUTHENTICATION_BACKENDS = [*backends, "tests.raises_at_import.Backend"]
+    assert list(found()) == ["E027"]
 
 
 def test_a_cache_that_nobody_uses_may_be_missing(settings: Settings) -> None:

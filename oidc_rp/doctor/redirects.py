@@ -174,9 +174,15 @@ def _written_redirect_findings(provider: Provider) -> Iterator[Finding]:
             "Django answers 400 when the browser comes back.",
             f'Add "{parts.hostname}" to ALLOWED_HOSTS.',
         )
+    elif prefix:
+        yield doubtful(
+            "redirect_uri",
+            f"REDIRECT_URIS names {uri}, below {prefix}, of which no setting speaks.",
+            "It is the callback if the server sends SCRIPT_NAME, which cannot be seen from here.",
+            f'FORCE_SCRIPT_NAME = "{prefix}" says it here; or correct REDIRECT_URIS.',
+        )
     else:
-        sent = f" (the server has to send SCRIPT_NAME {prefix})" if prefix else ""
-        yield fine("redirect_uri", f"Register at the OP: {uri}{sent}")
+        yield fine("redirect_uri", f"Register at the OP: {uri}")
 
 
 def _prefix_of(path: str, slug: str) -> str | None:
