@@ -3,14 +3,10 @@
 import io
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from itertools import groupby
-from pathlib import Path
 from secrets import token_hex
 from typing import Any
 from urllib.parse import urlencode
@@ -56,6 +52,7 @@ from oidc_rp.testing import (
 from oidc_rp.testing.browser import Browser, Response
 from oidc_rp.upkeep import prune
 from tests.conftest import Configure
+from tests.in_threads import assert_passes
 from tests.logout import (
     BACKCHANNEL,
     FORM,
@@ -1212,16 +1209,7 @@ def test_M60_a_renewal_of_the_session_in_flight(
 )
 def test_M57_with_threads_and_connections_of_their_own(database: str) -> None:
     """The tests of logout_in_threads.py: no thread can share SQLite in memory."""
-    command = [sys.executable, "-m", "pytest", "-q", "--ds=tests.servers.settings"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "tests/logout_in_threads.py"],
-        env=os.environ | {"DATABASE": database},
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert_passes("logout_in_threads", database)
 
 
 # Anything at all

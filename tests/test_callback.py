@@ -2,11 +2,7 @@
 
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -31,6 +27,7 @@ from oidc_rp.signals import login_failed
 from oidc_rp.testing import REMOVE, OpenIDProvider, SigningKey
 from oidc_rp.testing.browser import Browser, Callback, Response
 from tests.conftest import Configure
+from tests.in_threads import assert_passes
 
 
 def code_of(response: Response) -> str:
@@ -826,13 +823,4 @@ def test_M53_no_secret_in_logs_and_refusals(
 
 def test_M3_the_parallel_callbacks() -> None:
     """The tests of callbacks_in_threads.py on a SQLite file: in memory, no writer waits."""
-    command = [sys.executable, "-m", "pytest", "-q", "--ds=tests.servers.settings"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "tests/callbacks_in_threads.py"],
-        env={"DATABASE": "sqlite", **os.environ},
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert_passes("callbacks_in_threads")

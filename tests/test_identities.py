@@ -1,12 +1,8 @@
 """The page of linked identities: link another, unlink, see and end sessions (M38, M58)."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,6 +28,7 @@ from oidc_rp.sessions import CURRENT, LOCAL, current_login, row_of
 from oidc_rp.testing import REMOVE, OpenIDProvider, SigningKey, merged, sending, somebody
 from oidc_rp.testing.browser import Browser, Callback, Response
 from tests.conftest import Configure
+from tests.in_threads import assert_passes
 from tests.test_accounts import MODEL_BACKEND, OIDC_BACKEND, outcome
 from tests.test_devices import MAC, WINDOWS
 from tests.test_login import LOGIN_REQUIRED, asked, pending
@@ -1662,13 +1659,4 @@ def test_M38_no_form_of_a_stranger_to_the_site_is_an_error(
 
 def test_M38_what_comes_at_once() -> None:
     """The tests of identities_in_threads.py on a SQLite file: no thread can share one in memory."""
-    command = [sys.executable, "-m", "pytest", "-q", "--ds=tests.servers.settings"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "tests/identities_in_threads.py"],
-        env={"DATABASE": "sqlite", **os.environ},
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert_passes("identities_in_threads")

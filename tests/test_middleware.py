@@ -1,11 +1,7 @@
 """TokenRenewal: a token that lasts before the view, a login instead of an error after it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -24,6 +20,7 @@ from oidc_rp.sessions import CURRENT, current_login
 from oidc_rp.testing import OpenIDProvider, raw
 from oidc_rp.testing.browser import Browser
 from tests.conftest import Configure
+from tests.in_threads import assert_passes
 from tests.test_api import INVALID_TOKEN, options, set_up, signed_in
 from tests.urls import whoami
 
@@ -162,16 +159,7 @@ def test_our_own_views_renew_nothing(op: OpenIDProvider, signed_in: Browser) -> 
 
 def test_a_page_waits_for_a_second_at_most() -> None:
     """The tests of pages_in_threads.py on a SQLite file: no thread can share one in memory."""
-    command = [sys.executable, "-m", "pytest", "-q", "--ds=tests.servers.settings"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "tests/pages_in_threads.py"],
-        env={"DATABASE": "sqlite", **os.environ},
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert_passes("pages_in_threads")
 
 
 @pytest.mark.parametrize("broken", [{}, {"op": {"TIMEOUT": "x"}}], ids=["removed", "broken"])

@@ -6,14 +6,10 @@ the timeline say afterwards.
 
 import contextlib
 import logging
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,6 +39,7 @@ from oidc_rp.testing import (
     sending,
 )
 from oidc_rp.testing.browser import Browser
+from tests.in_threads import assert_passes
 from tests.tokens import (
     HOUR,
     Site,
@@ -1188,13 +1185,4 @@ def test_M55_the_next_request_finds_what_a_rollback_undid(
 
 def test_M55_with_threads_and_connections_of_its_own() -> None:
     """The tests of refresh_in_threads.py on a SQLite file: no thread can share one in memory."""
-    command = [sys.executable, "-m", "pytest", "-q", "--ds=tests.servers.settings"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "tests/refresh_in_threads.py"],
-        env={"DATABASE": "sqlite", **os.environ},
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert_passes("refresh_in_threads")

@@ -3,12 +3,8 @@ that somebody visits; and what becomes of it when the OP says no, says nothing, 
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -47,6 +43,7 @@ from oidc_rp.testing import (
     slow,
 )
 from oidc_rp.testing.browser import Browser, Callback
+from tests.in_threads import assert_passes
 from tests.test_middleware import HTML, PAGE
 from tests.test_sessions import code_of, engine, put
 from tests.tokens import Site, during, expire, hold, let_pass, site
@@ -1716,16 +1713,6 @@ def test_M53_no_token_is_logged(
     assert hint not in caplog.text
 
 
-@pytest.mark.parametrize("database", ["sqlite"])
-def test_many_at_once(database: str) -> None:
+def test_many_at_once() -> None:
     """The tests of renewal_in_threads.py on a SQLite file: no thread can share one in memory."""
-    command = [sys.executable, "-m", "pytest", "-q", "--ds=tests.servers.settings"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "tests/renewal_in_threads.py"],
-        env={"DATABASE": database, **os.environ},
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert_passes("renewal_in_threads")
