@@ -27,6 +27,9 @@ from pytest_django import Settings
 
 from oidc_rp import conf, session_index
 from oidc_rp.attack import ATTACKS, run
+from oidc_rp.attack.accounts import ACCOUNTS
+from oidc_rp.attack.callbacks import CALLBACKS
+from oidc_rp.attack.logouts import LOGOUTS
 from oidc_rp.attack.outcomes import FAILED, GOT_THROUGH, REFUSED, REFUSED_OTHERWISE, Outcome
 from oidc_rp.backends import OIDCBackend
 from oidc_rp.errors import LoginRefused
@@ -172,10 +175,6 @@ def options(settings: Settings, **more: Any) -> None:
     settings.OIDC_RP = {**settings.OIDC_RP, "PROVIDERS": {"own": own}}
 
 
-def by_sentence() -> dict[str, Outcome]:
-    return {outcome.attack.sentence: outcome for outcome in run("own")}
-
-
 def promised() -> list[str]:
     return re.findall(r"^- \*\*(M\d+[ab]?)\*\*", PROMISES, re.MULTILINE)
 
@@ -308,7 +307,7 @@ def test_M33_a_hook_that_hands_over_an_account_is_found_out(
     """By the address alone, or by the name alone; whoever has an account here for other reasons is
     somebody else."""
     settings.AUTHENTICATION_BACKENDS = [f"tests.test_attack.{backend}"]
-    found = {outcome.attack.sentence: outcome for outcome in run("own")}
+    found = {outcome.attack.sentence: outcome for outcome in run("own", attacks=ACCOUNTS)}
     assert [sentence for sentence, outcome in found.items() if not outcome.withstood] == through
     taken_over = f"{GOT_THROUGH}: somebody else's account was taken over"
     assert {found[sentence].told for sentence in through} == {taken_over}
@@ -327,13 +326,13 @@ def test_M33_whom_nobody_can_tell_is_no_victim(settings: Settings) -> None:
     """Where nobody has an account, none is taken over, and that says nothing."""
     settings.AUTHENTICATION_BACKENDS = ["tests.test_attack.Once"]
     Once.welcome.append(True)
-    assert verdicts(run("own"), "M33") == [f"{FAILED}: NobodySignedIn"] * 3
+    assert verdicts(run("own", attacks=ACCOUNTS), "M33") == [f"{FAILED}: NobodySignedIn"] * 3
 
 
 def test_M33_whoever_is_sent_home_without_a_code_has_proven_nothing(settings: Settings) -> None:
     """Neither was the stranger refused, nor did they become somebody new."""
     settings.ROOT_URLCONF = Replaced("callback", turn_away)
-    found = list(run("own"))
+    found = list(run("own", attacks=(*ACCOUNTS, *CALLBACKS)))
     assert verdicts(found, "M33") == [f"{FAILED}: HTTP 302 without a code"] * 3
     assert verdicts(found, "M12") == ["CAME TO NOTHING"] * 2
 
@@ -341,7 +340,7 @@ def test_M33_whoever_is_sent_home_without_a_code_has_proven_nothing(settings: Se
 def test_M33_an_unverified_address_links_nobody_where_verified_ones_do(settings: Settings) -> None:
     """And a verified one needs its owner's own sign-in here."""
     options(settings, DANGEROUSLY_LINK_BY_EMAIL="tests.test_attack.is_verified")
-    found = list(run("own"))
+    found = list(run("own", attacks=ACCOUNTS))
     assert verdicts(found, "M33") == ["CAME TO NOTHING"] * 3
     assert verdicts(found, "M34") == [f"{REFUSED} by account.confirm"]
     assert not_withstood(found) == []
@@ -364,7 +363,7 @@ def test_M12_a_redirect_to_another_site_is_found_out(settings: Settings) -> None
     """A middleware of a site's own believes what `next` says."""
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "tests.test_attack.send_on"]
     sent_away = f"{GOT_THROUGH}: the browser was sent to another site"
-    assert verdicts(run("own"), "M12") == [sent_away] * 2
+    assert verdicts(run("own", attacks=CALLBACKS), "M12") == [sent_away] * 2
 
 
 def test_M12_a_refusal_that_nothing_asks_for_is_another() -> None:
@@ -378,7 +377,7 @@ def test_M12_a_refusal_that_nothing_asks_for_is_another() -> None:
 def test_a_logout_token_without_a_verified_signature_is_found_out(settings: Settings) -> None:
     """A back channel that looks at the header and the issuer alone is told so."""
     settings.ROOT_URLCONF = Replaced("backchannel-logout", log_out_unverified)
-    told = {sentence: outcome.told for sentence, outcome in by_sentence().items()}
+    told = {outcome.attack.sentence: outcome.told for outcome in run("own", attacks=LOGOUTS)}
     forged = told["A logout token of another key under the OP's own kid."]
     assert forged == f"{GOT_THROUGH}: a session has ended"
     assert told["An unsigned logout token."] == f"{REFUSED} by logout_token.alg"
@@ -401,7 +400,7 @@ def test_a_callback_that_signs_anybody_in_is_found_out(settings: Settings) -> No
 def test_a_view_that_falls_over_is_no_refusal(settings: Settings) -> None:
     """A 500 is told as a failure of its own attack, and of no other."""
     settings.ROOT_URLCONF = Replaced("frontchannel-logout", fall_over)
-    outcomes = {outcome.attack.promise: outcome for outcome in run("own")}
+    outcomes = {outcome.attack.promise: outcome for outcome in run("own", attacks=LOGOUTS)}
     assert outcomes.pop("M59").told == f"{FAILED}: HTTP 500"
     assert not_withstood(outcomes.values()) == []
 
@@ -409,7 +408,7 @@ def test_a_view_that_falls_over_is_no_refusal(settings: Settings) -> None:
 def test_a_logout_without_any_check_is_not_called_refused(settings: Settings) -> None:
     """Whoever answers 200 to a foreign front channel has let it through."""
     settings.ROOT_URLCONF = Replaced("frontchannel-logout", lambda request, slug: HttpResponse())
-    outcomes = {outcome.attack.promise: outcome for outcome in run("own")}
+    outcomes = {outcome.attack.promise: outcome for outcome in run("own", attacks=LOGOUTS)}
     assert outcomes["M59"].told == f"{GOT_THROUGH}: HTTP 200"
 
 

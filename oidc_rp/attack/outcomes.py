@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin
@@ -76,8 +76,10 @@ class Outcome:
         return f"{self.verdict}{by}{instead}"
 
 
-def run(slug: str, claims: Mapping[str, Any] | None = None) -> Iterator[Outcome]:
-    """Try every attack that fits the settings of this provider.
+def run(
+    slug: str, claims: Mapping[str, Any] | None = None, attacks: Iterable[Attack] = ATTACKS
+) -> Iterator[Outcome]:
+    """Try each of these attacks that fits the settings of this provider.
 
     claims: over those of the person who signs in, where the project asks for more.
     Raises ConfigurationError as conf.provider does, and NotProven before the first attack.
@@ -86,7 +88,7 @@ def run(slug: str, claims: Mapping[str, Any] | None = None) -> Iterator[Outcome]
     keys = _keys_for(provider)
     with unheard():
         _be_honest(provider, keys, claims or {})
-    for attack in ATTACKS:
+    for attack in attacks:
         if attack.fits(provider):
             with unheard():  # and not while somebody looks at the outcome
                 outcome = _attempt(attack, provider, keys, claims or {})
