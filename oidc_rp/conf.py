@@ -23,8 +23,7 @@ from django.core.validators import slug_re
 from django.utils.functional import Promise
 from django.utils.module_loading import import_string
 
-from .errors import ConfigurationError, InvalidJOSE, InvalidResponse
-from .errors import url_without_secrets as url_without_secrets
+from .errors import ConfigurationError, InvalidJOSE, InvalidResponse, url_without_secrets
 from .protocol import jose
 from .protocol.authentication import PROTECTED_PARAMETERS
 from .protocol.bearer import origin_of

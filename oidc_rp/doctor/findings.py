@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from ..conf import url_without_secrets
+from ..errors import url_without_secrets
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 

@@ -14,7 +14,8 @@ from django.http.request import validate_host
 from django.urls import NoReverseMatch, Resolver404, resolve, reverse
 from django.utils.translation import get_language, override
 
-from ..conf import Provider, url_without_secrets
+from ..conf import Provider
+from ..errors import url_without_secrets
 from ..protocol.metadata import (
     is_loopback,
 )
